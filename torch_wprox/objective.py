@@ -1,0 +1,238 @@
+"""The prox objective P(V) = F(V) + sum_c d_c(V, W)/(2 gamma_c) on one flat vector.
+
+Everything that an optimizer or :func:`torch_wprox.prox` moves is one vector ``v`` of ``N`` numbers, cut
+into blocks: a cloud of m particles in R^D, or a plain tensor, which is a cloud of one particle. A
+solver sees only :class:`Objective`; it knows neither the closure nor the distance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torch_wprox.distances import AnchoredDistance
+
+LossAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""v (N,) -> loss (0-d) and gradient (N,) of the closure at v."""
+
+
+class BudgetExhausted(Exception):  # noqa: N818  a signal to the solver, not a failure
+    """Raised by :meth:`Objective.evaluate` when ``max_eval`` is used up."""
+
+
+class Chart:
+    """Coordinates of a block; the identity unless directions live on a sphere."""
+
+    def project(self, V: Tensor) -> Tensor:
+        """Return the point (m, D) of the manifold that ``V`` (m, D) stands for."""
+        return V
+
+    def cotangent(self, V: Tensor, g: Tensor) -> Tensor:
+        """Return the gradient (m, D) at ``V`` of a function of ``project(V)`` with gradient ``g``."""
+        return g
+
+
+EUCLIDEAN = Chart()
+
+
+@dataclass(frozen=True)
+class Block:
+    """A cloud or a plain tensor: rows ``start : start + m*D`` of the flat vector.
+
+    Attributes:
+        start: Offset in the flat vector.
+        m: Number of particles, each of mass 1/m.
+        D: Numbers per particle.
+        gamma: Step size; d/(2 gamma) enters P.
+        weight_decay: F gets (weight_decay/2)|V|^2.
+        distance: d(., W) with the anchor inside.
+        is_cloud: False for a plain tensor, which is never exchanged nor counted as a particle.
+        classes: (m,) labels, equal labels are exchangeable; None: all are.
+        chart: Coordinates, the identity unless directions live on a sphere.
+    """
+
+    start: int
+    m: int
+    D: int
+    gamma: float
+    weight_decay: float
+    distance: AnchoredDistance
+    is_cloud: bool
+    classes: Tensor | None = None
+    chart: Chart = EUCLIDEAN
+
+    @property
+    def curvature(self) -> float:
+        """1/(m gamma), the Hessian scale of d/(2 gamma)."""
+        return 1.0 / (self.m * self.gamma)
+
+    def of(self, v: Tensor) -> Tensor:
+        """Return the block's (m, D) view of a flat vector (N,)."""
+        return v[self.start : self.start + self.m * self.D].view(self.m, self.D)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """P and F at one point.
+
+    Attributes:
+        point: v, (N,).
+        value: P(v); ``math.inf`` where loss or gradient is not finite.
+        grad: Gradient of P, (N,).
+        loss: F(v), weight decay included.
+        loss_grad: Gradient of F, weight decay included, (N,).
+        residual: 2-norm of ``grad``.
+    """
+
+    point: Tensor
+    value: float
+    grad: Tensor
+    loss: float
+    loss_grad: Tensor
+    residual: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the value can be compared."""
+        return math.isfinite(self.value)
+
+
+class Objective:
+    """P as a solver sees it, with its budget; remembers the best point evaluated.
+
+    Args:
+        blocks: The blocks, in the order of the flat vector.
+        loss_and_grad: The closure as a function of the (projected) flat vector.
+        anchor: W, (N,).
+        loss: F at the anchor without weight decay (0-d), already evaluated.
+        grad: Its gradient, (N,).
+        budget: Evaluations that may still be made.
+    """
+
+    def __init__(
+        self,
+        blocks: tuple[Block, ...],
+        loss_and_grad: LossAndGrad,
+        anchor: Tensor,
+        loss: Tensor,
+        grad: Tensor,
+        budget: int,
+    ) -> None:
+        self.blocks = blocks
+        self.evaluations_left = budget
+        self.curvature = min(block.curvature for block in blocks)
+        self._loss_and_grad = loss_and_grad
+        self._charted = any(block.chart is not EUCLIDEAN for block in blocks)
+        self.start = self._assess(anchor, anchor, loss, grad)
+        self.best = self.start
+
+    @property
+    def anchor(self) -> Tensor:
+        """W, (N,)."""
+        return self.start.point
+
+    def count_evaluation(self) -> None:
+        """Take one closure evaluation from the budget.
+
+        Raises:
+            BudgetExhausted: None is left.
+        """
+        if self.evaluations_left <= 0:
+            raise BudgetExhausted
+        self.evaluations_left -= 1
+
+    def project(self, v: Tensor) -> Tensor:
+        """Return the flat vector of the points that ``v`` stands for (directions normalised)."""
+        if not self._charted:
+            return v
+        return joined([b.chart.project(b.of(v)).reshape(-1) for b in self.blocks])
+
+    def evaluate(self, v: Tensor) -> Evaluation:
+        """Evaluate P at ``v`` (N,) by one run of the closure.
+
+        Raises:
+            BudgetExhausted: ``max_eval`` is used up; nothing was evaluated.
+        """
+        self.count_evaluation()
+        x = self.project(v)
+        loss, grad = self._loss_and_grad(x)
+        evaluation = self._assess(v, x, loss, grad)
+        if evaluation.value < self.best.value:
+            self.best = evaluation
+        return evaluation
+
+    def implicit_step(self, e: Evaluation, eta: float) -> Tensor:
+        """Return argmin_u <grad F(v), u - v> + |u - v|^2/(2 eta) + d(u, W)/(2 gamma) + decay(u).
+
+        Implicit in the distance and in the decay, so no ratio of eta and m gamma is stiff. With the
+        assignment in force, T = W_sigma and kappa = 1/(m gamma) it is the note's (17)-(18) solved for
+        the new point,
+
+            u = (v - eta g + eta kappa T) / (1 + eta kappa + eta weight_decay),
+
+        where g is the gradient of F without decay. A distance without a closed form (Sinkhorn,
+        sliced) enters explicitly.
+        """
+        x = self.project(e.point)
+        parts = []
+        for b in self.blocks:
+            V, T = b.of(x), b.distance.target
+            wd = b.weight_decay
+            if T is None:
+                g = b.of(e.grad) - wd * V if wd else b.of(e.grad)
+                u = (V - eta * g) / (1.0 + eta * wd)
+            else:
+                # grad = g + wd V + kappa (V - T): what is left of it without the implicit terms
+                pull = b.curvature
+                g = b.of(e.loss_grad) - wd * V if wd else b.of(e.loss_grad)
+                u = (V - eta * g + (eta * pull) * T) / (1.0 + eta * (pull + wd))
+            parts.append(b.chart.project(u).reshape(-1))
+        return joined(parts)
+
+    def _assess(self, v: Tensor, x: Tensor, loss: Tensor, grad: Tensor) -> Evaluation:
+        """Add decay and distances to the closure's loss and gradient at ``x = project(v)``."""
+        # (weight, 0-d tensor): F is the sum of the first kind, P of both.
+        loss_terms, distance_terms = [(1.0, loss)], []
+        loss_parts, grad_parts = [], []
+        for b in self.blocks:
+            V, g = b.of(x), b.of(grad)
+            if b.weight_decay:
+                g = g + b.weight_decay * V
+                loss_terms.append((0.5 * b.weight_decay, (V * V).sum()))
+            d = b.distance.evaluate(V)
+            distance_terms.append((0.5 / b.gamma, d.value))
+            p = g + d.gradient * (0.5 / b.gamma)
+            if b.chart is not EUCLIDEAN:
+                raw = b.of(v)
+                g, p = b.chart.cotangent(raw, g), b.chart.cotangent(raw, p)
+            loss_parts.append(g.reshape(-1))
+            grad_parts.append(p.reshape(-1))
+        loss_grad, full_grad = joined(loss_parts), joined(grad_parts)
+        residual, total, value = self._numbers(full_grad, loss_terms, distance_terms)
+        return Evaluation(v, value, full_grad, total, loss_grad, residual)
+
+    @staticmethod
+    def _numbers(
+        grad: Tensor,
+        loss_terms: list[tuple[float, Tensor]],
+        distance_terms: list[tuple[float, Tensor]],
+    ) -> tuple[float, float, float]:
+        """Return |grad P|, F and P, with one synchronisation for all that decisions read."""
+        terms = loss_terms + distance_terms
+        tensors = [torch.linalg.vector_norm(grad), *(t for _, t in terms)]
+        residual, *numbers = torch.stack([t.double() for t in tensors]).tolist()
+        products = [weight * n for (weight, _), n in zip(terms, numbers, strict=True)]
+        loss = sum(products[: len(loss_terms)])
+        value = loss + sum(products[len(loss_terms) :])
+        if not (math.isfinite(value) and math.isfinite(residual)):
+            value = math.inf
+        return residual, loss, value
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Concatenate flat vectors, without a copy where there is one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

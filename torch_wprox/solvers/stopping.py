@@ -1,0 +1,46 @@
+"""When an inner solver may end: the gradient rule and the relative inexact-prox rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from torch_wprox.objective import Evaluation, Objective
+from torch_wprox.report import Status
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """Rules that end the inner loop; evaluations are counted by the objective.
+
+    Attributes:
+        tolerance_grad: Converged when |grad P(V)| <= tolerance_grad * |grad F(W)|: relative to the
+            residual at the anchor, where the distance term has no gradient yet.
+        inexact: rho of the relative rule |grad P(V)| <= rho |V - W_sigma| / (m gamma), or None. It is
+            the error criterion under which an inexact proximal point method keeps its convergence
+            (Solodov & Svaiter 1999, for rho < 1).
+
+    Raises:
+        ValueError: A tolerance is negative.
+    """
+
+    tolerance_grad: float = 1e-7
+    inexact: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tolerance_grad >= 0:
+            raise ValueError(f"tolerance_grad must be >= 0, got {self.tolerance_grad!r}")
+        if self.inexact is not None and not 0 <= self.inexact < 1:
+            raise ValueError(f"inexact must be in [0, 1) or None, got {self.inexact!r}")
+
+    def check(self, objective: Objective, evaluation: Evaluation) -> Status | None:
+        """Return why the loop may end at ``evaluation``, or None if it must go on."""
+        if evaluation.residual <= self.tolerance_grad * objective.start.residual:
+            return Status.CONVERGED
+        if self.inexact is not None:
+            # grad P - grad F is the gradient of the distance term, (V - W_sigma)/(m gamma).
+            pull = torch.linalg.vector_norm(evaluation.grad - evaluation.loss_grad).item()
+            if pull > 0 and evaluation.residual <= self.inexact * pull:
+                return Status.INEXACT
+        return None
