@@ -1,6 +1,26 @@
 """PyTorch optimizers that take proximal steps in the space of measures."""
 
-from torch_wprox.report import Status, StepReport, TransportCounts
+from torch_wprox.distances import EMD, Frobenius
+from torch_wprox.functional import prox, wasserstein_sq
+from torch_wprox.layers import MeanFieldLayer
+from torch_wprox.optimizers import FrobeniusProx, WassersteinProx
+from torch_wprox.proximal_point import ProximalPoint
+from torch_wprox.report import Bound, Status, StepReport, TransportCounts
+from torch_wprox.solvers import GradientDescent
 
-__all__ = ["Status", "StepReport", "TransportCounts"]
+__all__ = [
+    "EMD",
+    "Bound",
+    "Frobenius",
+    "FrobeniusProx",
+    "GradientDescent",
+    "MeanFieldLayer",
+    "ProximalPoint",
+    "Status",
+    "StepReport",
+    "TransportCounts",
+    "WassersteinProx",
+    "prox",
+    "wasserstein_sq",
+]
 __version__ = "0.1.0.dev0"

@@ -42,12 +42,16 @@ class AnchoredDistance(Protocol):
     """d(., W) for one anchor."""
 
     @property
-    def target(self) -> Tensor | None:
-        """(m, D) with d(V, W) = |V - target|^2 / m for the assignment in force, else None."""
+    def is_quadratic(self) -> bool:
+        """Whether d is |V - T|^2 / m, T = W_sigma, while the assignment in force stays."""
 
     @property
     def assignment(self) -> Tensor | None:
         """Sigma in force, (m,), None if the distance has none."""
+
+    @property
+    def is_certified(self) -> bool:
+        """Whether the assignment in force is proved optimal for the last V."""
 
     @property
     def counts(self) -> TransportCounts:
@@ -89,13 +93,16 @@ class _Stateless:
 class _AnchoredFrobenius:
     """d(V, W) = (1/m) sum_i |V_i - W_i|^2."""
 
+    is_quadratic = True
+
     def __init__(self, W: Tensor) -> None:
-        self.target = W
+        self._W = W
         self.assignment: Tensor | None = None
+        self.is_certified = False
         self.counts = TransportCounts()
 
     def evaluate(self, V: Tensor) -> DistanceValue:
-        return mean_squared(V, self.target)
+        return mean_squared(V, self._W)
 
     def settle(self, V: Tensor) -> DistanceValue:
         return self.evaluate(V)
@@ -108,16 +115,22 @@ class _AnchoredEMD:
     wherever the optimal sigma is unique, and an element of the Clarke subdifferential elsewhere.
     """
 
+    is_quadratic = True
+
     def __init__(self, W: Tensor, classes: Tensor | None, agree: Agree) -> None:
         self._W = W
         self._agree = agree
         self._state = transport.start(W, classes)
         self._sigma = self._state.sigma
-        self.target = W
+        self._target = W
 
     @property
     def assignment(self) -> Tensor:
         return self._sigma
+
+    @property
+    def is_certified(self) -> bool:
+        return self._state.certified
 
     @property
     def counts(self) -> TransportCounts:
@@ -126,7 +139,7 @@ class _AnchoredEMD:
     def evaluate(self, V: Tensor) -> DistanceValue:
         sigma, self._state = transport.assign(V, self._W, self._state)
         self._hold(sigma)
-        return mean_squared(V, self.target)
+        return mean_squared(V, self._target)
 
     def settle(self, V: Tensor) -> DistanceValue:
         return self.evaluate(V)
@@ -135,7 +148,7 @@ class _AnchoredEMD:
         sigma = self._agree(sigma)
         if sigma is not self._sigma:  # the gather is skipped while the assignment stays
             self._sigma = sigma
-            self.target = self._W[sigma.to(self._W.device)]
+            self._target = self._W[sigma.to(self._W.device)]
 
 
 @dataclass(frozen=True)
@@ -172,3 +185,22 @@ def mean_squared(V: Tensor, T: Tensor) -> DistanceValue:
     difference = V - T
     flat = difference.view(-1)
     return DistanceValue(torch.dot(flat, flat) / len(V), difference * (2.0 / len(V)))
+
+
+_BY_NAME: dict[str, Callable[[], Distance]] = {"frobenius": Frobenius, "emd": EMD}
+
+
+def named(distance: str | Distance) -> Distance:
+    """Return the distance of that name with its default options; an object as it is.
+
+    Raises:
+        ValueError: No distance has that name.
+    """
+    if not isinstance(distance, str):
+        return distance
+    if distance not in _BY_NAME:
+        known = ", ".join(repr(name) for name in _BY_NAME)
+        raise ValueError(
+            f"distance must be one of {known} or an object with options, got {distance!r}"
+        )
+    return _BY_NAME[distance]()

@@ -1,8 +1,8 @@
 """The prox objective P(V) = F(V) + sum_c d_c(V, W)/(2 gamma_c) on one flat vector.
 
-Everything that an optimizer or :func:`torch_wprox.prox` moves is one vector ``v`` of ``N`` numbers, cut
-into blocks: a cloud of m particles in R^D, or a plain tensor, which is a cloud of one particle. A
-solver sees only :class:`Objective`; it knows neither the closure nor the distance.
+Everything that an optimizer or :func:`torch_wprox.prox` moves is one vector ``v`` of ``N`` numbers,
+cut into blocks: a cloud of m particles in R^D, or a plain tensor, which is a cloud of one particle.
+A solver sees only :class:`Objective`; it knows neither the closure nor the distance.
 """
 
 from __future__ import annotations
@@ -10,33 +10,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from torch_wprox.distances import AnchoredDistance
+from torch_wprox.report import Bound
 
 LossAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 """v (N,) -> loss (0-d) and gradient (N,) of the closure at v."""
 
 
-class BudgetExhausted(Exception):  # noqa: N818  a signal to the solver, not a failure
+class BudgetExhausted(Exception):
     """Raised by :meth:`Objective.evaluate` when ``max_eval`` is used up."""
 
 
-class Chart:
-    """Coordinates of a block; the identity unless directions live on a sphere."""
+class Chart(Protocol):
+    """Coordinates in which a block is a manifold, as directions on a sphere."""
 
     def project(self, V: Tensor) -> Tensor:
         """Return the point (m, D) of the manifold that ``V`` (m, D) stands for."""
-        return V
 
     def cotangent(self, V: Tensor, g: Tensor) -> Tensor:
-        """Return the gradient (m, D) at ``V`` of a function of ``project(V)`` with gradient ``g``."""
-        return g
-
-
-EUCLIDEAN = Chart()
+        """Return the gradient (m, D) at ``V`` of f(project(V)) where f has the gradient ``g``."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Block:
         distance: d(., W) with the anchor inside.
         is_cloud: False for a plain tensor, which is never exchanged nor counted as a particle.
         classes: (m,) labels, equal labels are exchangeable; None: all are.
-        chart: Coordinates, the identity unless directions live on a sphere.
+        chart: Coordinates on a manifold, None in a Euclidean space.
     """
 
     start: int
@@ -63,7 +60,7 @@ class Block:
     distance: AnchoredDistance
     is_cloud: bool
     classes: Tensor | None = None
-    chart: Chart = EUCLIDEAN
+    chart: Chart | None = None
 
     @property
     def curvature(self) -> float:
@@ -73,6 +70,10 @@ class Block:
     def of(self, v: Tensor) -> Tensor:
         """Return the block's (m, D) view of a flat vector (N,)."""
         return v[self.start : self.start + self.m * self.D].view(self.m, self.D)
+
+    def project(self, V: Tensor) -> Tensor:
+        """Return the point (m, D) that ``V`` (m, D) stands for."""
+        return V if self.chart is None else self.chart.project(V)
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,13 @@ class Objective:
         loss: F at the anchor without weight decay (0-d), already evaluated.
         grad: Its gradient, (N,).
         budget: Evaluations that may still be made.
+        output_problem: Gives the same F as a function of a layer's output, for solvers that work
+            in the space of measures; None where there is no such layer.
+
+    Attributes:
+        best: The lowest finite evaluation so far; the step returns it.
+        last: The last evaluation.
+        bound: What a global solver proved.
     """
 
     def __init__(
@@ -121,14 +129,18 @@ class Objective:
         loss: Tensor,
         grad: Tensor,
         budget: int,
+        output_problem: Callable[[], Any] | None = None,
     ) -> None:
         self.blocks = blocks
+        self.output_problem = output_problem
+        self.bound: Bound | None = None
         self.evaluations_left = budget
         self.curvature = min(block.curvature for block in blocks)
         self._loss_and_grad = loss_and_grad
-        self._charted = any(block.chart is not EUCLIDEAN for block in blocks)
+        self._charted = any(block.chart is not None for block in blocks)
         self.start = self._assess(anchor, anchor, loss, grad)
         self.best = self.start
+        self.last = self.start
 
     @property
     def anchor(self) -> Tensor:
@@ -149,7 +161,7 @@ class Objective:
         """Return the flat vector of the points that ``v`` stands for (directions normalised)."""
         if not self._charted:
             return v
-        return joined([b.chart.project(b.of(v)).reshape(-1) for b in self.blocks])
+        return joined([b.project(b.of(v)).reshape(-1) for b in self.blocks])
 
     def evaluate(self, v: Tensor) -> Evaluation:
         """Evaluate P at ``v`` (N,) by one run of the closure.
@@ -161,6 +173,7 @@ class Objective:
         x = self.project(v)
         loss, grad = self._loss_and_grad(x)
         evaluation = self._assess(v, x, loss, grad)
+        self.last = evaluation
         if evaluation.value < self.best.value:
             self.best = evaluation
         return evaluation
@@ -168,29 +181,19 @@ class Objective:
     def implicit_step(self, e: Evaluation, eta: float) -> Tensor:
         """Return argmin_u <grad F(v), u - v> + |u - v|^2/(2 eta) + d(u, W)/(2 gamma) + decay(u).
 
-        Implicit in the distance and in the decay, so no ratio of eta and m gamma is stiff. With the
-        assignment in force, T = W_sigma and kappa = 1/(m gamma) it is the note's (17)-(18) solved for
-        the new point,
+        Implicit in the distance and in the decay, so no ratio of eta and m gamma is stiff. For the
+        assignment in force d/(2 gamma) is a quadratic with Hessian kappa I, kappa = 1/(m gamma),
+        and the note's (17)-(18), solved for the new point, is a damped gradient step on P,
 
-            u = (v - eta g + eta kappa T) / (1 + eta kappa + eta weight_decay),
+            u = v - eta/(1 + eta (kappa + weight_decay)) grad P(v).
 
-        where g is the gradient of F without decay. A distance without a closed form (Sinkhorn,
-        sliced) enters explicitly.
+        A distance that is not quadratic (Sinkhorn, sliced) enters explicitly: without its kappa.
         """
-        x = self.project(e.point)
         parts = []
         for b in self.blocks:
-            V, T = b.of(x), b.distance.target
-            wd = b.weight_decay
-            if T is None:
-                g = b.of(e.grad) - wd * V if wd else b.of(e.grad)
-                u = (V - eta * g) / (1.0 + eta * wd)
-            else:
-                # grad = g + wd V + kappa (V - T): what is left of it without the implicit terms
-                pull = b.curvature
-                g = b.of(e.loss_grad) - wd * V if wd else b.of(e.loss_grad)
-                u = (V - eta * g + (eta * pull) * T) / (1.0 + eta * (pull + wd))
-            parts.append(b.chart.project(u).reshape(-1))
+            stiffness = b.weight_decay + (b.curvature if b.distance.is_quadratic else 0.0)
+            u = b.of(e.point) - (eta / (1.0 + eta * stiffness)) * b.of(e.grad)
+            parts.append(b.project(u).reshape(-1))
         return joined(parts)
 
     def _assess(self, v: Tensor, x: Tensor, loss: Tensor, grad: Tensor) -> Evaluation:
@@ -206,7 +209,7 @@ class Objective:
             d = b.distance.evaluate(V)
             distance_terms.append((0.5 / b.gamma, d.value))
             p = g + d.gradient * (0.5 / b.gamma)
-            if b.chart is not EUCLIDEAN:
+            if b.chart is not None:
                 raw = b.of(v)
                 g, p = b.chart.cotangent(raw, g), b.chart.cotangent(raw, p)
             loss_parts.append(g.reshape(-1))

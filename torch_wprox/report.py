@@ -50,6 +50,19 @@ class TransportCounts:
 
 
 @dataclass(frozen=True)
+class Bound:
+    """A number below the global minimum of P.
+
+    Attributes:
+        lower_bound: The bound.
+        certified: True if it is proved (exact best responses), False if it is an estimate.
+    """
+
+    lower_bound: float
+    certified: bool
+
+
+@dataclass(frozen=True)
 class StepReport:
     """One proximal step, in numbers.
 

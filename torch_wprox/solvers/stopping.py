@@ -17,9 +17,9 @@ class Stopping:
     Attributes:
         tolerance_grad: Converged when |grad P(V)| <= tolerance_grad * |grad F(W)|: relative to the
             residual at the anchor, where the distance term has no gradient yet.
-        inexact: rho of the relative rule |grad P(V)| <= rho |V - W_sigma| / (m gamma), or None. It is
-            the error criterion under which an inexact proximal point method keeps its convergence
-            (Solodov & Svaiter 1999, for rho < 1).
+        inexact: rho of the relative rule |grad P(V)| <= rho |V - W_sigma| / (m gamma), or None. It
+            is the error criterion under which an inexact proximal point method keeps its
+            convergence (Solodov & Svaiter 1999, for rho < 1).
 
     Raises:
         ValueError: A tolerance is negative.

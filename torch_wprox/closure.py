@@ -1,0 +1,136 @@
+"""The user's closure as one function: the same random numbers every time, one loss on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Closure = Callable[[], Any]
+
+CLOSURE_HELP = """\
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        return loss
+    optimizer.step(closure)"""
+
+
+class ClosureRunner:
+    """Evaluates a closure several times as one and the same function.
+
+    Dropout and other torch randomness are replayed: every run starts from the generator state of
+    the first one, and :meth:`finish` leaves the state that one single run leaves. With a process
+    group the mean loss over its ranks is returned, so that all ranks take the same decisions.
+
+    Args:
+        closure: Clears gradients (so do we), computes the loss, calls backward, returns it.
+        parameters: The parameters whose gradients are cleared before every run.
+        group: Process group of the ranks that step together; None for one process.
+    """
+
+    def __init__(
+        self, closure: Closure, parameters: Iterable[Tensor], group: dist.ProcessGroup | None
+    ) -> None:
+        self._closure = closure
+        self._parameters = list(parameters)
+        self._group = group
+        self._world = 1 if group is None else dist.get_world_size(group)
+        self._devices = sorted({p.device.index for p in self._parameters if p.is_cuda})
+        self._random_start = self._random_state()
+        self._random_end: list[Tensor] | None = None
+        self._is_random = False
+        self.runs = 0
+        self.first_loss: Any = None
+
+    def __call__(self) -> Tensor:
+        """Run the closure once.
+
+        Returns:
+            The loss, 0-d and detached, averaged over the ranks; gradients are on the parameters.
+
+        Raises:
+            RuntimeError: The closure returns None or something that is not one number.
+        """
+        if self._is_random:
+            self._set_random_state(self._random_start)
+        for p in self._parameters:
+            p.grad = None
+        with torch.enable_grad():
+            returned = self._closure()
+        self.runs += 1
+        loss = self._as_scalar(returned)
+        if self.runs == 1:
+            self.first_loss = returned.detach() if isinstance(returned, Tensor) else returned
+            self._random_end = self._random_state()
+            self._is_random = any(
+                not torch.equal(a, b)
+                for a, b in zip(self._random_start, self._random_end, strict=True)
+            )
+        return self._averaged(loss)
+
+    def finish(self) -> None:
+        """Leave the generators where one single evaluation leaves them."""
+        if self._is_random and self._random_end is not None:
+            self._set_random_state(self._random_end)
+
+    def agree(self, tensor: Tensor) -> Tensor:
+        """Return the tensor of the group's first rank on every rank."""
+        if self._world > 1:
+            dist.broadcast(tensor, group=self._group, group_src=0)
+        return tensor
+
+    def _as_scalar(self, returned: Any) -> Tensor:
+        if returned is None:
+            raise RuntimeError(
+                f"closure returned None: it must return the loss, as in\n{CLOSURE_HELP}"
+            )
+        if isinstance(returned, Tensor):
+            if returned.numel() != 1:
+                raise RuntimeError(
+                    f"closure must return one number, got a tensor of shape "
+                    f"{tuple(returned.shape)}: reduce the loss (.mean() or .sum()) before returning"
+                )
+            return returned.detach().reshape(())
+        with suppress(TypeError, ValueError):
+            return torch.tensor(float(returned), dtype=torch.float64)
+        raise RuntimeError(
+            f"closure must return the loss as a tensor or a float, got {type(returned).__name__}"
+        )
+
+    def _averaged(self, loss: Tensor) -> Tensor:
+        if self._world == 1:
+            return loss
+        total = loss.to(torch.float64, copy=True)
+        dist.all_reduce(total, group=self._group)
+        return total / self._world
+
+    def _random_state(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in self._devices)]
+
+    def _set_random_state(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for index, state in zip(self._devices, states[1:], strict=True):
+            torch.cuda.set_rng_state(state, index)
+
+
+def process_group_of(choice: Any) -> dist.ProcessGroup | None:
+    """Return the group that ``process_group`` means: "auto", None or a group.
+
+    Raises:
+        ValueError: ``choice`` is another string.
+    """
+    if isinstance(choice, str):
+        if choice != "auto":
+            raise ValueError(f'process_group must be "auto", None or a group, got {choice!r}')
+        if not (dist.is_available() and dist.is_initialized()):
+            return None
+        choice = dist.group.WORLD
+    if choice is None or dist.get_world_size(choice) == 1:
+        return None
+    return choice  # type: ignore[no-any-return]
