@@ -137,9 +137,11 @@ class Objective:
         self.evaluations_left = budget
         self.curvature = min(block.curvature for block in blocks)
         self._loss_and_grad = loss_and_grad
+        self._rounding = 8 * torch.finfo(anchor.dtype).eps
         self._charted = any(block.chart is not None for block in blocks)
         self.start = self._assess(anchor, anchor, loss, grad)
         self.best = self.start
+        self._lowest = self.start.value
         self.last = self.start
 
     @property
@@ -174,9 +176,28 @@ class Objective:
         loss, grad = self._loss_and_grad(x)
         evaluation = self._assess(v, x, loss, grad)
         self.last = evaluation
-        if evaluation.value < self.best.value:
+        if self._is_better(evaluation):
             self.best = evaluation
+        self._lowest = min(self._lowest, evaluation.value)
         return evaluation
+
+    def equals(self, a: float, b: float) -> bool:
+        """Return whether two values of P differ by no more than their rounding."""
+        return abs(a - b) <= self._rounding * max(abs(a), abs(b))
+
+    def _is_better(self, e: Evaluation) -> bool:
+        """Lower is better; between values that rounding cannot tell apart, the smaller residual.
+
+        Near a minimum P is flat: at its lowest value to the last bit the point may still be off by
+        the square root of the machine precision, which the residual sees.
+        """
+        if e.value < self._lowest and not self.equals(e.value, self._lowest):
+            return True
+        return (
+            e.value <= self.start.value
+            and self.equals(e.value, self._lowest)
+            and e.residual < self.best.residual
+        )
 
     def implicit_step(self, e: Evaluation, eta: float) -> Tensor:
         """Return argmin_u <grad F(v), u - v> + |u - v|^2/(2 eta) + d(u, W)/(2 gamma) + decay(u).

@@ -24,15 +24,16 @@ class GradientDescent:
     Args:
         step: First eta in units of m gamma (the implicit step saturates there).
         growth: Factor of eta after an accepted step, >= 1.
-        decrease: Armijo constant in (0, 1).
+        decrease: Armijo constant in (0, 1). A quadratic of curvature L accepts steps up to
+            2 (1 - decrease)/L, so a constant near 0 would admit steps that only oscillate.
 
     Raises:
         ValueError: An option is out of its range.
     """
 
     step: float = 1.0
-    growth: float = 2.0
-    decrease: float = 1e-4
+    growth: float = 1.25
+    decrease: float = 0.3
 
     name = "gd"
 
@@ -72,7 +73,12 @@ class GradientDescent:
             if slope <= 0.0:  # the point no longer moves at this precision
                 return None
             trial = objective.evaluate(u)
-            if trial.value <= current.value - self.decrease * slope:
+            if objective.equals(trial.value, current.value):
+                # At the floating-point floor of P only the residual can still tell progress.
+                accepted = trial.residual <= 0.9 * current.residual
+            else:
+                accepted = trial.value <= current.value - self.decrease * slope
+            if accepted:
                 return trial, eta
             eta *= 0.5
         return None
