@@ -1,0 +1,48 @@
+"""Shared data and fixtures: the note's sinus problem in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from torch_wprox import MeanFieldLayer
+
+torch.set_num_threads(1)
+
+
+def sinus_data() -> tuple[Tensor, Tensor]:
+    """x (5, 1) and y (5, 1) of the note's section 3."""
+    x = torch.linspace(-0.5, 0.5, 5, dtype=torch.float64).unsqueeze(1)
+    return x, torch.sin(10 * x - torch.pi / 2) + 0.2 * x - 0.5
+
+
+def sinus_layer(m: int = 50, seed: int = 0, scale: float = 1e-2) -> MeanFieldLayer:
+    """The note's network: m frozen signs, first half +, sum over neurons."""
+    layer = MeanFieldLayer(1, m, parameterization="signed", reduction="sum", dtype=torch.float64)
+    W = scale * np.random.default_rng(seed).standard_normal((m, 2))
+    with torch.no_grad():
+        layer.particles.copy_(torch.from_numpy(W))
+    return layer
+
+
+def closure_of(
+    model: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
+) -> Callable[[], Tensor]:
+    """The closure of a mean squared error."""
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        return loss
+
+    return closure
+
+
+@pytest.fixture
+def sinus() -> tuple[MeanFieldLayer, Tensor, Tensor]:
+    return sinus_layer(), *sinus_data()
