@@ -90,3 +90,15 @@ def draw(
     if init == "grid":
         return torch.cat([grid(size, dim, dtype=dtype) for size in class_sizes if size])
     raise ValueError(f"init must be one of {INITIALIZERS} or a function, got {init!r}")
+
+
+def balanced_classes(width: int, outputs: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Signs (m,), outputs fed (m,) and sizes of the classes (output 0, +), (output 0, -), ..."""
+    signs, index, sizes = [], [], []
+    for c in range(outputs):
+        count = width // outputs + (c < width % outputs)
+        plus = (count + 1) // 2
+        sizes += [plus, count - plus]
+        signs += [1.0] * plus + [-1.0] * (count - plus)
+        index += [c] * count
+    return torch.tensor(signs), torch.tensor(index), sizes

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-import weakref
-from typing import Any, Literal, TypeVar, get_args
+import operator
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import torch
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
-from torch_wprox.initialization import Initializer, draw
+from torch_wprox import conversion
+from torch_wprox.initialization import Initializer, balanced_classes, draw
+from torch_wprox.live import live_layer_of, live_layers, register
 from torch_wprox.parameterizations import PARAMETERIZATIONS, Parameterization
 from torch_wprox.substitution import Observation, OutputSubstitution
 
@@ -18,11 +20,6 @@ __all__ = ["MeanFieldLayer", "Observation", "OutputSubstitution", "live_layer_of
 
 ParameterizationName = Literal["joint", "signed", "clouds", "sphere", "radial"]
 Reduction = Literal["mean", "sum"]
-
-# Attributes of a Parameter do not survive deepcopy, `.double()` or load_state_dict(assign=True);
-# the layer that owns it does know. So an optimizer that is handed bare parameters asks the layers
-# that are alive.
-_LIVE: weakref.WeakSet[MeanFieldLayer] = weakref.WeakSet()
 
 _T = TypeVar("_T")
 
@@ -129,11 +126,11 @@ class MeanFieldLayer(OutputSubstitution):
             index = torch.empty(width, device=device, dtype=torch.long)
             self.register_buffer("output_index", index)
         self.reset_parameters(generator)
-        _LIVE.add(self)
+        register(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        _LIVE.add(self)  # deepcopy, copy and pickle come here, and not through __init__
+        register(self)  # deepcopy, copy and pickle come here, and not through __init__
 
     @property
     def form(self) -> Parameterization:
@@ -145,7 +142,8 @@ class MeanFieldLayer(OutputSubstitution):
         return self.in_features + self.has_bias
 
     @property
-    def _scale(self) -> float:
+    def scale(self) -> float:
+        """S in f(x) = s sum_i ..: 1/m or 1."""
         return 1 / self.width if self.reduction == "mean" else 1.0
 
     @torch.no_grad()
@@ -154,7 +152,7 @@ class MeanFieldLayer(OutputSubstitution):
         dtype = self.particles.dtype if self.particles.dtype.itemsize >= 4 else torch.float32
         class_sizes, dim = [self.width], self._inputs + self.out_features
         if self.alpha is not None and self.output_index is not None:
-            signs, index, class_sizes = _balanced_classes(self.width, self.out_features)
+            signs, index, class_sizes = balanced_classes(self.width, self.out_features)
             self.alpha.copy_(signs)
             self.output_index.copy_(index)
             dim = self._inputs
@@ -172,6 +170,12 @@ class MeanFieldLayer(OutputSubstitution):
         self.particles.copy_(start)
         if self.output_bias is not None:
             self.output_bias.zero_()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Check what is assigned to ``alpha``; everything else as in ``nn.Module``."""
+        if name == "alpha" and "alpha" in self._buffers:
+            value = conversion.checked_alpha(self, value)
+        super().__setattr__(name, value)
 
     # -- the network -----------------------------------------------------------------------------
 
@@ -199,8 +203,9 @@ class MeanFieldLayer(OutputSubstitution):
         w, a = self.neurons()
         d = self.in_features
         hidden = F.linear(input, w[:, :d], w[:, d] if self.has_bias else None)
-        output = F.linear(F.relu(hidden), a.t()) * self._scale
-        return output if self.output_bias is None else output + self.output_bias
+        if self.reduction == "mean":
+            a = a * self.scale
+        return F.linear(F.relu(hidden), a.t(), self.output_bias)
 
     def output_shape(self, input: Tensor) -> Size:
         """(..., in_features) -> (..., out_features)."""
@@ -238,6 +243,98 @@ class MeanFieldLayer(OutputSubstitution):
         a = self.neurons()[1].detach()
         return torch.sign(a.gather(1, self.outputs.unsqueeze(1)).squeeze(1))
 
+    # -- to and from plain weights ---------------------------------------------------------------
+
+    def set_neurons(
+        self,
+        w: Tensor,
+        alpha: Tensor,
+        *,
+        bias: Tensor | None = None,
+        output_bias: Tensor | None = None,
+    ) -> None:
+        """Make this the network x -> c_0 + s sum_i alpha_i relu(<w_i, x> + b_i), in place.
+
+        Args:
+            w: (m, d) weights of the neurons.
+            alpha: (m,) or (m, k) output weights; where they are frozen and k > 1, every row has
+                at most one entry that is not 0.
+            bias: (m,) biases b; given if and only if the layer has them.
+            output_bias: (k,) c_0; given if and only if the layer has it.
+
+        Raises:
+            ValueError: If a shape does not fit or a frozen neuron feeds several outputs.
+        """
+        conversion.set_neurons(self, w, alpha, bias, output_bias)
+
+    @classmethod
+    def from_neurons(
+        cls,
+        w: Tensor,
+        alpha: Tensor,
+        *,
+        bias: Tensor | None = None,
+        output_bias: Tensor | None = None,
+        parameterization: ParameterizationName = "joint",
+        reduction: Reduction = "mean",
+    ) -> Self:
+        """The layer that is the network with these weights, on their device and in their dtype.
+
+        Args:
+            w: (m, d) weights of the neurons.
+            alpha: (m,) or (m, k) output weights.
+            bias: (m,) biases of the neurons, or None.
+            output_bias: (k,) bias of the output, or None.
+            parameterization: What a particle is.
+            reduction: "mean" or "sum".
+
+        Example:
+            >>> layer = MeanFieldLayer.from_neurons(torch.eye(2), torch.tensor([1.0, -2.0]))
+            >>> layer(torch.tensor([[3.0, 1.0]])).item()  # (3 - 2 * 1) / 2
+            0.5
+        """
+        w, alpha = torch.as_tensor(w), torch.as_tensor(alpha)
+        if w.ndim != 2 or alpha.ndim not in (1, 2):
+            raise ValueError(
+                f"w must be (m, d) and alpha (m,) or (m, k), got {tuple(w.shape)} and "
+                f"{tuple(alpha.shape)}"
+            )
+        layer = cls(
+            w.shape[1],
+            w.shape[0],
+            1 if alpha.ndim == 1 else alpha.shape[1],
+            parameterization=parameterization,
+            bias=bias is not None,
+            output_bias=output_bias is not None,
+            reduction=reduction,
+            init=nn.init.zeros_,  # draws nothing from the global generator
+            device=w.device,
+            dtype=w.dtype,
+        )
+        layer.init = "normal"
+        layer.set_neurons(w, alpha, bias=bias, output_bias=output_bias)
+        return layer
+
+    @classmethod
+    def from_linear(cls, first: nn.Linear, second: nn.Linear) -> Self:
+        """The "joint", "sum" layer that computes second(relu(first(x))); `to_linear` inverts it."""
+        if first.out_features != second.in_features:
+            raise ValueError(
+                f"second.in_features must be first.out_features = {first.out_features}, got "
+                f"{second.in_features}"
+            )
+        return cls.from_neurons(
+            first.weight.detach(),
+            second.weight.detach().t(),
+            bias=None if first.bias is None else first.bias.detach(),
+            output_bias=None if second.bias is None else second.bias.detach(),
+            reduction="sum",
+        )
+
+    def to_linear(self) -> tuple[nn.Linear, nn.Linear]:
+        """Two new layers with second(relu(first(x))) = self(x), for any parameterisation."""
+        return conversion.to_linear(self)
+
     def extra_repr(self) -> str:
         """The arguments that make this layer."""
         return (
@@ -248,46 +345,14 @@ class MeanFieldLayer(OutputSubstitution):
         )
 
 
-def live_layers() -> dict[int, MeanFieldLayer]:
-    """Every parameter, by id, of every MeanFieldLayer that is alive, with its layer."""
-    return {
-        id(parameter): layer
-        for layer in list(_LIVE)
-        for parameter in layer._parameters.values()
-        if parameter is not None
-    }
-
-
-def live_layer_of(parameter: nn.Parameter) -> MeanFieldLayer | None:
-    """The MeanFieldLayer that owns this parameter, or None.
-
-    Example:
-        >>> layer = MeanFieldLayer(1, width=4)
-        >>> other = nn.Parameter(torch.ones(1))
-        >>> live_layer_of(layer.particles) is layer, live_layer_of(other)
-        (True, None)
-    """
-    return live_layers().get(id(parameter))
-
-
-def _balanced_classes(width: int, outputs: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Signs (m,), outputs fed (m,) and sizes of the classes (output 0, +), (output 0, -), ..."""
-    signs, index, sizes = [], [], []
-    for c in range(outputs):
-        count = width // outputs + (c < width % outputs)
-        plus = (count + 1) // 2
-        sizes += [plus, count - plus]
-        signs += [1.0] * plus + [-1.0] * (count - plus)
-        index += [c] * count
-    return torch.tensor(signs), torch.tensor(index), sizes
-
-
 def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be >= 1, got {value}")
-    return value
+    try:
+        count = operator.index(value)  # NumPy integers too
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
+    if count < 1:
+        raise ValueError(f"{name} must be >= 1, got {count}")
+    return count
 
 
 def _one_of(name: str, value: _T, allowed: tuple[_T, ...]) -> _T:

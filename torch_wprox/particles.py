@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from torch_wprox.groups import particle_groups
 from torch_wprox.layers import live_layers
 from torch_wprox.views import CloudView, CurvedView, PairView, PlainView, View, as_real
 
@@ -21,6 +22,7 @@ __all__ = [
     "PlainView",
     "View",
     "layout_of",
+    "particle_groups",
     "views_of_group",
 ]
 
