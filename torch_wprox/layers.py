@@ -108,22 +108,25 @@ class MeanFieldLayer(OutputSubstitution):
         self.init = init
         self.init_scale = init_scale
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        columns = self.form.columns(self._inputs, out_features)
-        self.particles = nn.Parameter(torch.empty(width, columns, **factory))
+        columns = self.form.columns(self._inputs, self.out_features)
+        start = torch.empty(self.width, columns, **factory)
+        if not start.is_floating_point():
+            raise ValueError(f"dtype must be a real floating type, got {start.dtype}")
+        self.particles = nn.Parameter(start)
         self.register_parameter(
             "output_bias",
-            nn.Parameter(torch.empty(out_features, **factory)) if output_bias else None,
+            nn.Parameter(torch.empty(self.out_features, **factory)) if output_bias else None,
         )
         self.register_buffer("alpha", None)
         self.register_buffer("output_index", None)
         if not self.form.trains_output:
-            if width < out_features:
+            if self.width < self.out_features:
                 raise ValueError(
                     f"width must be >= out_features = {out_features} when output weights are "
                     f"frozen (each neuron feeds one output), got {width}"
                 )
-            self.register_buffer("alpha", torch.empty(width, **factory))
-            index = torch.empty(width, device=device, dtype=torch.long)
+            self.register_buffer("alpha", torch.empty(self.width, **factory))
+            index = torch.empty(self.width, device=device, dtype=torch.long)
             self.register_buffer("output_index", index)
         self.reset_parameters(generator)
         register(self)

@@ -92,7 +92,7 @@ class Parameterization(ABC):
         """Inverse of `to_cloud`; ``particles`` are the present ones, for what it leaves free."""
         return cloud
 
-    def cloud_grad(self, particles: Tensor, grad: Tensor) -> Tensor:
+    def cloud_grad(self, particles: Tensor, grad: Tensor, inputs: int) -> Tensor:
         """Gradient in cloud coordinates from the gradient in the stored ones."""
         return grad
 
@@ -210,6 +210,15 @@ class Sphere(Parameterization):
         """(u, a) with |u| = 1."""
         return self.project(particles, inputs)
 
+    def to_cloud(self, particles: Tensor, inputs: int) -> Tensor:
+        """(u, a) with |u| = 1, whatever length is stored."""
+        return self.project(particles, inputs)
+
+    def cloud_grad(self, particles: Tensor, grad: Tensor, inputs: int) -> Tensor:
+        """The stored v means u = v/|v|, so grad_v = (I - u u^T) grad_u / |v|: take |v| out."""
+        norm = _sphere_norms(particles[:, :inputs])
+        return torch.cat([norm * grad[:, :inputs], grad[:, inputs:]], dim=1)
+
     def project(self, cloud: Tensor, inputs: int) -> Tensor:
         """Normalise the directions."""
         u = cloud[:, :inputs]
@@ -268,7 +277,7 @@ class Radial(Parameterization):
         eta = torch.where(r > 0, cloud / _norms(cloud), particles[:, 1:])
         return torch.cat([r, eta], dim=1)
 
-    def cloud_grad(self, particles: Tensor, grad: Tensor) -> Tensor:
+    def cloud_grad(self, particles: Tensor, grad: Tensor, inputs: int) -> Tensor:
         """Grad_theta = f_r u + (I - u u^T) f_u / r with u = eta/|eta|, f_u = |eta| f_eta.
 
         f is even in r, hence the sign. f_u is O(r^2), so its term tends to 0 with r.

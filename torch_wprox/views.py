@@ -164,9 +164,8 @@ class CurvedView(View):
         return p.to(self.dtype)
 
     def read(self) -> Tensor:
-        """The cloud: stored coordinates ("sphere") or theta = r eta ("radial")."""
-        cloud = self._form.to_cloud(self._stored(), self._inputs)
-        return cloud.clone() if cloud.data_ptr() == self.parameters[0].data_ptr() else cloud
+        """The cloud: (u, a) of "sphere", theta = r eta of "radial"."""
+        return self._form.to_cloud(self._stored(), self._inputs)
 
     def write(self, V: Tensor) -> None:
         """Set the particles from the cloud."""
@@ -174,7 +173,7 @@ class CurvedView(View):
 
     def read_grad(self) -> Tensor:
         """The gradient in cloud coordinates."""
-        return self._form.cloud_grad(self._stored(), _grad(self.parameters[0]))
+        return self._form.cloud_grad(self._stored(), _grad(self.parameters[0]), self._inputs)
 
     def project(self, V: Tensor) -> Tensor:
         """Normalise the directions of "sphere"."""
