@@ -69,7 +69,10 @@ class Block:
 
     def of(self, v: Tensor) -> Tensor:
         """Return the block's (m, D) view of a flat vector (N,)."""
-        return v[self.start : self.start + self.m * self.D].view(self.m, self.D)
+        size = self.m * self.D
+        if v.numel() != size:
+            v = v[self.start : self.start + size]
+        return v.view(self.m, self.D)
 
     def project(self, V: Tensor) -> Tensor:
         """Return the point (m, D) that ``V`` (m, D) stands for."""
@@ -229,7 +232,7 @@ class Objective:
                 loss_terms.append((0.5 * b.weight_decay, (V * V).sum()))
             d = b.distance.evaluate(V)
             distance_terms.append((0.5 / b.gamma, d.value))
-            p = g + d.gradient * (0.5 / b.gamma)
+            p = torch.add(g, d.gradient, alpha=0.5 / b.gamma)
             if b.chart is not None:
                 raw = b.of(v)
                 g, p = b.chart.cotangent(raw, g), b.chart.cotangent(raw, p)
@@ -245,10 +248,13 @@ class Objective:
         loss_terms: list[tuple[float, Tensor]],
         distance_terms: list[tuple[float, Tensor]],
     ) -> tuple[float, float, float]:
-        """Return |grad P|, F and P, with one synchronisation for all that decisions read."""
+        """Return |grad P|, F and P, with one device synchronisation for all of them."""
         terms = loss_terms + distance_terms
         tensors = [torch.linalg.vector_norm(grad), *(t for _, t in terms)]
-        residual, *numbers = torch.stack([t.double() for t in tensors]).tolist()
+        if grad.device.type == "cpu":  # reading one by one is cheaper than gathering
+            residual, *numbers = [t.item() for t in tensors]
+        else:
+            residual, *numbers = torch.stack([t.double() for t in tensors]).tolist()
         products = [weight * n for (weight, _), n in zip(terms, numbers, strict=True)]
         loss = sum(products[: len(loss_terms)])
         value = loss + sum(products[len(loss_terms) :])
