@@ -1,0 +1,67 @@
+# Everything a contributor runs. `make demo` and `make test` need python >= 3.11 and nothing else:
+# they make .venv and install into it what constraints.txt pins.
+# With an environment of your own: `make quick PY=python`.
+
+VENV   ?= .venv
+PY     ?= $(VENV)/bin/python
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP_ARGS ?=
+OUT    ?= out
+
+# Our own .venv is made on demand; an interpreter given as PY=... is taken as it is.
+ifeq ($(PY),$(VENV)/bin/python)
+TEST_ENV := $(VENV)/.test
+DEV_ENV  := $(VENV)/.dev
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint quick check bench gallery docs nightly clean
+
+help:           ## Say what there is.
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */:\t/' | expand -t 12
+
+venv: $(TEST_ENV)  ## Make .venv with the package, its tests and examples.
+
+# torch first and alone: its version is then settled before anything else asks for one.
+$(VENV)/.test: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python >= 3.11 is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt torch
+	$(VENV)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(VENV)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(TEST_ENV)  ## The note's main run; figures in out/sinus.
+	$(PY) -m lightning_examples.sinus --out $(OUT)/sinus
+
+test: $(TEST_ENV)  ## The whole test suite (nightly drills aside).
+	$(PY) -m pytest -m "not nightly"
+
+lint: $(DEV_ENV)  ## ruff and mypy.
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+quick: lint     ## lint, and the tests that are not slow: under a minute.
+	$(PY) -m pytest -q -m "not slow and not nightly"
+
+check: lint docs  ## lint, docs and the whole test suite: what a change must pass.
+	$(PY) -m pytest -m "not nightly"
+
+bench: $(TEST_ENV)  ## Benchmarks: under 30 minutes on two cores.
+	$(PY) -m benchmarks
+
+gallery: $(TEST_ENV)  ## Run every example and rewrite docs/gallery: under 20 minutes on two cores.
+	$(PY) -m lightning_examples.gallery --out $(OUT)/gallery --commit docs/gallery
+
+docs: $(DEV_ENV)  ## The documentation, in docs/_build/html.
+	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+
+nightly: $(TEST_ENV)  ## Heavy drills.
+	$(PY) -m pytest -m nightly
+
+clean:          ## Remove what the targets above made.
+	rm -rf $(VENV) $(OUT) docs/_build dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
