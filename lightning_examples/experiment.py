@@ -1,0 +1,151 @@
+"""What the examples share: the note's data, one run through a Trainer, the output folder."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from torch_wprox import MeanFieldLayer, StepReport
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def parser(description: str | None, out: str) -> argparse.ArgumentParser:
+    """Return a parser with the flags that every example has."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    made.add_argument("--out", type=Path, default=Path("out") / out, help="folder of the figures")
+    made.add_argument("--fast", action="store_true", help="a small run that ends in seconds")
+    made.add_argument("--no-progress", action="store_true", help="no progress bar")
+    return made
+
+
+def sinus(n: int = 5) -> tuple[Tensor, Tensor]:
+    """Return x, y (n, 1) of the note's section 3: y = sin(10 x - pi/2) + .2 x - .5 on [-.5, .5]."""
+    x = torch.linspace(-0.5, 0.5, n, dtype=torch.float64).unsqueeze(1)
+    return x, torch.sin(10 * x - torch.pi / 2) + 0.2 * x - 0.5
+
+
+def note_layer(m: int = 50, seed: int = 0, scale: float = 1e-2) -> MeanFieldLayer:
+    """Return the note's network: frozen signs, half of them +, output summed over m neurons."""
+    layer = MeanFieldLayer(1, m, parameterization="signed", reduction="sum", dtype=torch.float64)
+    W = scale * np.random.default_rng(seed).standard_normal((m, 2))
+    with torch.no_grad():
+        layer.particles.copy_(torch.from_numpy(W))
+    return layer
+
+
+def mean_squared_error(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The note's (30)."""
+    return F.mse_loss(model(x), y)
+
+
+class Regression(pl.LightningModule):
+    """Any model with any optimizer: nothing in it knows of proximal steps."""
+
+    def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.make_optimizer, self.loss = model, make_optimizer, loss
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        return self.loss(self.model, *batch)
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.make_optimizer(self.model.parameters())
+
+
+@dataclass
+class Run:
+    """One run: what each step reported and where the particles were.
+
+    Attributes:
+        model: The trained model.
+        losses: F before the first step and after each, steps + 1 numbers.
+        positions: Particles before the first step and after each, (m, D) each; empty for models
+            without a measure.
+        reports: One report per step; empty for other optimizers.
+    """
+
+    model: nn.Module
+    losses: list[float] = field(default_factory=list)
+    positions: list[Tensor] = field(default_factory=list)
+    reports: list[StepReport] = field(default_factory=list)
+
+
+class _Record(pl.Callback):
+    """Writes a :class:`Run` while the Trainer steps."""
+
+    def __init__(self, run: Run, loss: Loss, batch: tuple[Tensor, Tensor]) -> None:
+        self.run, self.loss, self.batch = run, loss, batch
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.snapshot()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        report = getattr(trainer.optimizers[0], "report", None)
+        if report is not None:
+            self.run.reports.append(report)
+        self.snapshot()
+
+    @torch.no_grad()
+    def snapshot(self) -> None:
+        self.run.losses.append(self.loss(self.run.model, *self.batch).item())
+        if isinstance(self.run.model, MeanFieldLayer):
+            self.run.positions.append(self.run.model.positions())
+
+
+def train(
+    model: nn.Module,
+    make_optimizer: MakeOptimizer,
+    data: tuple[Tensor, Tensor],
+    steps: int,
+    *,
+    loss: Loss = mean_squared_error,
+    callbacks: Sequence[pl.Callback] = (),
+    progress: bool = False,
+) -> Run:
+    """Train on the full batch for ``steps`` steps through a Lightning Trainer."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    run = Run(model)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+        callbacks=[_Record(run, loss, data), *callbacks],
+    )
+    batches = torch.utils.data.DataLoader([data] * steps, batch_size=None)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        # One batch, in this process, is what a full-batch run wants.
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        trainer.fit(Regression(model, make_optimizer, loss), batches)
+    return run
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write one line per row; numbers with six significant digits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
