@@ -1,0 +1,225 @@
+"""Trajectories of particles and reports of steps, in plain torch."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_wprox.groups import particle_groups
+from torch_wprox.layers import MeanFieldLayer
+from torch_wprox.particles import views_of_group
+from torch_wprox.report import StepReport, TransportCounts
+
+_NO_SCALARS = ("assignment", "transport")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model at one time.
+
+    Attributes:
+        time: Number of steps taken before.
+        positions: Name of a cloud to the positions of its particles, (m, D), on the CPU.
+        masses: Name of a cloud to the masses of its particles, (m,).
+        outputs: The model's outputs at the recorder's ``inputs``, None without them.
+        report: The report of the step that ended here, None at the start.
+    """
+
+    time: int
+    positions: dict[str, Tensor]
+    masses: dict[str, Tensor]
+    outputs: Tensor | None
+    report: StepReport | None
+
+
+class TrajectoryRecorder:
+    """Keeps the positions of all particles of a model, step by step, with the reports.
+
+    The clouds are every :class:`MeanFieldLayer` (and any other submodule with methods ``positions``
+    and ``masses``); in a model without one, those that :func:`particle_groups` finds. Memory is
+    m D numbers per cloud and snapshot.
+
+    Args:
+        model: The model; a layer alone is one too.
+        inputs: Points at which to record the model's outputs; None: none are recorded.
+        every: Record every this many calls of :meth:`record`; the first is always recorded.
+
+    Attributes:
+        snapshots: What was recorded, oldest first.
+
+    Raises:
+        ValueError: The model has no cloud, or ``every`` < 1.
+
+    Example:
+        >>> layer = MeanFieldLayer(1, width=8, parameterization="signed")
+        >>> x = torch.linspace(-1, 1, 5)[:, None]
+        >>> recorder = TrajectoryRecorder(layer, inputs=x)
+        >>> recorder.record()
+        >>> with torch.no_grad():
+        ...     layer.particles += 1
+        >>> recorder.record()
+        >>> recorder.positions().shape, recorder.outputs().shape
+        (torch.Size([2, 8, 2]), torch.Size([2, 5, 1]))
+    """
+
+    def __init__(self, model: nn.Module, *, inputs: Tensor | None = None, every: int = 1) -> None:
+        if every < 1:
+            raise ValueError(f"every must be >= 1, got {every}")
+        self.snapshots: list[Snapshot] = []
+        self._model = model
+        self._inputs = inputs
+        self._every = every
+        self._calls = 0
+        self.names = tuple(name for name, _, _ in _clouds(model))
+        if not self.names:
+            raise ValueError(
+                f"{type(model).__name__} has no cloud of particles to record: use a MeanFieldLayer "
+                "or Linear - activation - Linear inside nn.Sequential"
+            )
+
+    @torch.no_grad()
+    def record(self, report: StepReport | None = None) -> None:
+        """Record the model now; ``report`` is that of the step that led here."""
+        time, self._calls = self._calls, self._calls + 1
+        if time % self._every:
+            return
+        clouds = _clouds(self._model)
+        self.snapshots.append(
+            Snapshot(
+                time=time,
+                positions={name: _kept(positions) for name, positions, _ in clouds},
+                masses={name: _kept(masses) for name, _, masses in clouds},
+                outputs=None if self._inputs is None else _kept(self._outputs(self._inputs)),
+                report=report,
+            )
+        )
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        modes = {module: module.training for module in self._model.modules()}
+        self._model.eval()
+        try:
+            outputs: Tensor = self._model(inputs)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        return outputs
+
+    # -- what was recorded -----------------------------------------------------------------------
+
+    def times(self) -> Tensor:
+        """Number of steps before each snapshot, (T,)."""
+        return torch.tensor([s.time for s in self.snapshots])
+
+    def positions(self, name: str | None = None) -> Tensor:
+        """Positions of a cloud at all times, (T, m, D); ``name`` may be left out if it is alone.
+
+        Raises:
+            KeyError: There is no such cloud.
+            RuntimeError: Nothing has been recorded.
+        """
+        name = self._named(name)
+        return self._stacked([s.positions[name] for s in self.snapshots])
+
+    def masses(self, name: str | None = None) -> Tensor:
+        """Masses of a cloud at all times, (T, m)."""
+        name = self._named(name)
+        return self._stacked([s.masses[name] for s in self.snapshots])
+
+    def outputs(self) -> Tensor:
+        """The model's outputs at ``inputs`` at all times, (T, ...)."""
+        found = [s.outputs for s in self.snapshots if s.outputs is not None]
+        if self._inputs is None:
+            raise RuntimeError("no outputs were recorded: give the recorder inputs=")
+        return self._stacked(found)
+
+    def reports(self) -> list[StepReport]:
+        """The reports, one per recorded step that had one."""
+        return [s.report for s in self.snapshots if s.report is not None]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything as a flat dict of tensors, for ``torch.save`` and ``weights_only=True``."""
+        found = {"times": self.times()}
+        for name in self.names:
+            found[f"positions.{name}"] = self.positions(name)
+            found[f"masses.{name}"] = self.masses(name)
+        if self._inputs is not None:
+            found["inputs"], found["outputs"] = _kept(self._inputs), self.outputs()
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dict per report: the time and every number of the report."""
+        return [
+            {"step": s.time, **numbers_of(s.report)} for s in self.snapshots if s.report is not None
+        ]
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write :meth:`rows` to a CSV file, None as an empty field."""
+        write_csv(path, self.rows())
+
+    def _named(self, name: str | None) -> str:
+        if name is None and len(self.names) == 1:
+            return self.names[0]
+        if name not in self.names:
+            raise KeyError(f"name must be one of {self.names}, got {name!r}")
+        return name
+
+    def _stacked(self, found: Sequence[Tensor]) -> Tensor:
+        if not found:
+            raise RuntimeError("nothing was recorded yet: call record() first")
+        return torch.stack(list(found))
+
+
+def numbers_of(report: StepReport) -> dict[str, Any]:
+    """Return the scalars of a report, and the transport counts, as a flat dict.
+
+    Example:
+        >>> from torch_wprox.step import unmoved
+        >>> from torch_wprox.report import Status
+        >>> numbers = numbers_of(unmoved(1.0, Status.NO_MOVE, 1))
+        >>> numbers["status"], numbers["loss_after"], numbers["transport_solved"]
+        ('no_move', 1.0, 0)
+    """
+    numbers = {f.name: getattr(report, f.name) for f in fields(report)}
+    numbers = {name: value for name, value in numbers.items() if name not in _NO_SCALARS}
+    numbers["status"] = str(report.status)
+    counts = {f.name: getattr(report.transport, f.name) for f in fields(TransportCounts)}
+    return {**numbers, **{f"transport_{name}": count for name, count in counts.items()}}
+
+
+def write_csv(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write dicts of one shape to a CSV file; floats keep every digit, None is an empty field."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _clouds(model: nn.Module) -> list[tuple[str, Tensor, Tensor]]:
+    """Name, positions (m, D) and masses (m,) of every cloud of the model."""
+    found = [
+        (name or "cloud", module.positions(), module.masses())
+        for name, module in model.named_modules()
+        if isinstance(module, MeanFieldLayer)
+        or (callable(getattr(module, "positions", None)) and hasattr(module, "masses"))
+    ]
+    return found or list(_pairs(model))
+
+
+def _pairs(model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    for group in particle_groups(model):
+        for view in views_of_group(group["params"], group["layout"]):
+            if view.is_cloud:
+                name = names[id(view.parameters[0])].rpartition(".")[0]
+                positions = view.read()
+                yield name or "cloud", positions, positions.new_full((view.m,), 1 / view.m)
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
