@@ -172,8 +172,8 @@ def test_radial_and_joint_are_one_gradient_flow():
     crossed = (joint[:, :2] @ X.t() > 0) != (W @ X.t() > 0)
     assert crossed.any()
     torch.testing.assert_close(theta_of(radial), joint, rtol=0, atol=1e-11)
-    lengths = radial[:, 1:].norm(dim=1)
-    torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-12)
+    lengths = radial[:, 1:].norm(dim=1)  # kept by the flow; the scheme adds O(h^4)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-10)
 
 
 def test_the_product_metric_is_another_flow():
