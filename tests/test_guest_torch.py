@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import closure_of, sinus_data, sinus_layer
 from torch import Tensor, nn
 
+from conftest import closure_of, sinus_data, sinus_layer
 from torch_wprox import FrobeniusProx, Status, WassersteinProx
 
 BOTH = [WassersteinProx, FrobeniusProx]

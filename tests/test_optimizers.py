@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import closure_of, sinus_data, sinus_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from conftest import closure_of, sinus_data, sinus_layer
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx
 
 BOTH = [WassersteinProx, FrobeniusProx]
