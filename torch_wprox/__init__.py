@@ -2,6 +2,7 @@
 
 from torch_wprox.distances import EMD, Frobenius
 from torch_wprox.functional import prox, wasserstein_sq
+from torch_wprox.groups import particle_groups
 from torch_wprox.layers import MeanFieldLayer
 from torch_wprox.optimizers import FrobeniusProx, WassersteinProx
 from torch_wprox.proximal_point import ProximalPoint
@@ -20,6 +21,7 @@ __all__ = [
     "StepReport",
     "TransportCounts",
     "WassersteinProx",
+    "particle_groups",
     "prox",
     "wasserstein_sq",
 ]
