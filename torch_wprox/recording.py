@@ -28,14 +28,12 @@ class Snapshot:
         positions: Name of a cloud to the positions of its particles, (m, D), on the CPU.
         masses: Name of a cloud to the masses of its particles, (m,).
         outputs: The model's outputs at the recorder's ``inputs``, None without them.
-        report: The report of the step that ended here, None at the start.
     """
 
     time: int
     positions: dict[str, Tensor]
     masses: dict[str, Tensor]
     outputs: Tensor | None
-    report: StepReport | None
 
 
 class TrajectoryRecorder:
@@ -48,9 +46,11 @@ class TrajectoryRecorder:
     Args:
         model: The model; a layer alone is one too.
         inputs: Points at which to record the model's outputs; None: none are recorded.
-        every: Record every this many calls of :meth:`record`; the first is always recorded.
+        every: Keep the particles at every this many calls of :meth:`record`, the first included.
+            Reports are all kept.
 
     Attributes:
+        names: Names of the clouds.
         snapshots: What was recorded, oldest first.
 
     Raises:
@@ -76,6 +76,7 @@ class TrajectoryRecorder:
         self._inputs = inputs
         self._every = every
         self._calls = 0
+        self._reports: list[tuple[int, StepReport]] = []
         self.names = tuple(name for name, _, _ in _clouds(model))
         if not self.names:
             raise ValueError(
@@ -87,6 +88,8 @@ class TrajectoryRecorder:
     def record(self, report: StepReport | None = None) -> None:
         """Record the model now; ``report`` is that of the step that led here."""
         time, self._calls = self._calls, self._calls + 1
+        if report is not None:
+            self._reports.append((time, report))
         if time % self._every:
             return
         clouds = _clouds(self._model)
@@ -96,7 +99,6 @@ class TrajectoryRecorder:
                 positions={name: _kept(positions) for name, positions, _ in clouds},
                 masses={name: _kept(masses) for name, _, masses in clouds},
                 outputs=None if self._inputs is None else _kept(self._outputs(self._inputs)),
-                report=report,
             )
         )
 
@@ -113,7 +115,7 @@ class TrajectoryRecorder:
     # -- what was recorded -----------------------------------------------------------------------
 
     def times(self) -> Tensor:
-        """Number of steps before each snapshot, (T,)."""
+        """Number of earlier calls of :meth:`record` at each snapshot: steps taken, (T,)."""
         return torch.tensor([s.time for s in self.snapshots])
 
     def positions(self, name: str | None = None) -> Tensor:
@@ -139,8 +141,8 @@ class TrajectoryRecorder:
         return self._stacked(found)
 
     def reports(self) -> list[StepReport]:
-        """The reports, one per recorded step that had one."""
-        return [s.report for s in self.snapshots if s.report is not None]
+        """The reports of all steps, oldest first."""
+        return [report for _, report in self._reports]
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything as a flat dict of tensors, for ``torch.save`` and ``weights_only=True``."""
@@ -154,9 +156,7 @@ class TrajectoryRecorder:
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat dict per report: the time and every number of the report."""
-        return [
-            {"step": s.time, **numbers_of(s.report)} for s in self.snapshots if s.report is not None
-        ]
+        return [{"step": time, **numbers_of(report)} for time, report in self._reports]
 
     def to_csv(self, path: str | Path) -> None:
         """Write :meth:`rows` to a CSV file, None as an empty field."""
