@@ -17,6 +17,11 @@ Y = torch.tensor([-0.3, 0.0, 0.5], dtype=torch.float64)
 M, D = W.shape
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time():
+    torch.manual_seed(0)
+
+
 def network(form, w=W, alpha=ALPHA):
     return MeanFieldLayer.from_neurons(w, alpha, parameterization=form)
 
@@ -309,7 +314,8 @@ def test_steps_on_the_sphere_stay_on_it():
     for _ in range(3):
         opt.step(closure_of(opt, layer))
         lengths = layer.particles.detach()[:, :2].norm(dim=1)
-        torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-15)
+        # A direction counts as normalised within 8 roundings, and is then left alone.
+        torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=8 * 2.3e-16)
     assert (layer.particles.detach() - START["sphere"])[:, :2].abs().max() > 1e-2
 
 

@@ -8,10 +8,16 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from torch_wprox import FrobeniusProx, WassersteinProx
 from torch_wprox.layers import MeanFieldLayer
 from torch_wprox.particles import layout_of, particle_groups, views_of_group
 
 FORMS = ["joint", "signed", "clouds", "sphere", "radial"]
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time():
+    torch.manual_seed(0)
 
 
 def mlp(*sizes, bias=True, activation=nn.ReLU):
@@ -525,3 +531,83 @@ def test_any_torch_optimizer_takes_the_groups():
     before.sum().backward()
     optimizer.step()
     assert model(torch.ones(1, 2, dtype=torch.float64)) < before
+
+
+# -- seen from the optimizers
+
+
+def step_on(model, opt):
+    x = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)
+
+    def closure():
+        opt.zero_grad()
+        loss = (model(x) - x.sum(dim=1, keepdim=True)).square().mean()
+        loss.backward()
+        return loss
+
+    return opt.step(closure)
+
+
+@pytest.mark.parametrize(
+    "params_of_model", [nn.Module.parameters, nn.Module.named_parameters, particle_groups]
+)
+def test_a_two_layer_network_is_one_cloud_however_it_is_handed_over(params_of_model):
+    ends = []
+    for hand_over in (nn.Module.parameters, params_of_model):
+        model = mlp(2, 8, 1)
+        nn.utils.vector_to_parameters(torch.linspace(-1, 1, 33).double(), model.parameters())
+        opt = WassersteinProx(hand_over(model), gamma=1.0, max_eval=20)
+        step_on(model, opt)
+        assert opt.report.assignment.shape == (8,)
+        ends.append(nn.utils.parameters_to_vector(model.parameters()).detach())
+    assert torch.equal(*ends)
+
+
+def test_several_clouds_have_an_assignment_each():
+    model = nn.Sequential(
+        mlp(2, 8, 4, 6, 3), MeanFieldLayer(3, 5).double(), nn.Linear(1, 1).double()
+    )
+    opt = WassersteinProx(particle_groups(model), gamma=1.0, max_eval=20)
+    first = step_on(model, opt)
+    assert [len(sigma) for sigma in opt.report.assignment] == [8, 6, 5]
+    assert opt.report.loss_after < first
+
+
+def test_a_deep_network_handed_over_bare_warns_once_and_names_the_remedy():
+    model = mlp(2, 8, 4, 1)
+    with pytest.warns(UserWarning, match="particle_groups") as caught:
+        opt = WassersteinProx(model.parameters(), gamma=1.0, max_eval=5)
+    assert [w.filename for w in caught] == [__file__]  # the line that can be changed
+    step_on(model, opt)  # and no other warning
+    assert opt.report.assignment is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        WassersteinProx([{"params": list(model.parameters()), "layout": "plain"}])
+        FrobeniusProx(model.parameters())  # exchanges nothing anyway
+
+
+def test_parameters_frozen_and_freed_between_steps_are_respected():
+    model = mlp(2, 8, 1)
+    opt = WassersteinProx(model.parameters(), gamma=1.0, max_eval=10)
+    model[2].weight.requires_grad_(False)
+    frozen = model[2].weight.detach().clone()
+    step_on(model, opt)
+    assert torch.equal(model[2].weight, frozen)
+    model[2].weight.requires_grad_(True)
+    step_on(model, opt)
+    assert not torch.equal(model[2].weight, frozen)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_model_and_its_optimizer_are_copied_together(form):
+    layer = MeanFieldLayer(2, 6, parameterization=form, dtype=torch.float64)
+    opt = WassersteinProx(layer.parameters(), gamma=0.5, max_eval=15)
+    step_on(layer, opt)
+    layer.particles.grad = None  # gradients are not copied
+    for duplicate in (copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))):
+        twin, twin_opt = duplicate((layer, opt))
+        step_on(twin, twin_opt)
+        other, other_opt = duplicate((layer, opt))
+        step_on(other, other_opt)
+        assert torch.equal(twin.particles, other.particles)
+        assert not torch.equal(twin.particles, layer.particles)

@@ -73,7 +73,7 @@ def layout_of(params: Sequence[nn.Parameter], *, warn: bool = True) -> str:
             "plain block and nothing is exchanged. torch_wprox.particle_groups(model) finds the "
             "clouds of a model; layout='plain' in the group says that this is what you want.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=_callers_level(),
         )
     return "plain"
 
@@ -245,6 +245,16 @@ def _check(p: Tensor) -> None:
             "DTensor parameters (FSDP2, tensor parallel) are not supported: a step would see the "
             "local shard as the whole cloud. Use DistributedDataParallel"
         )
+
+
+def _callers_level() -> int:
+    """The stacklevel of the first frame outside torch and this package: the user's line."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None:
+        if frame.f_globals.get("__name__", "").split(".")[0] not in ("torch", "torch_wprox"):
+            break
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _misfit(layout: str, needs: str, params: Sequence[Tensor]) -> ValueError:
