@@ -6,14 +6,17 @@ import argparse
 import csv
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -69,6 +72,20 @@ class Regression(pl.LightningModule):
         return self.make_optimizer(self.model.parameters())
 
 
+@dataclass(frozen=True)
+class FullBatch:
+    """All data, ``steps`` times: any iterable with a length is a loader to Lightning."""
+
+    data: tuple[Tensor, Tensor]
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return repeat(self.data, self.steps)
+
+
 @dataclass
 class Run:
     """One run: what each step reported and where the particles were.
@@ -81,7 +98,7 @@ class Run:
         reports: One report per step; empty for other optimizers.
     """
 
-    model: nn.Module
+    model: Any
     losses: list[float] = field(default_factory=list)
     positions: list[Tensor] = field(default_factory=list)
     reports: list[StepReport] = field(default_factory=list)
@@ -133,12 +150,29 @@ def train(
         enable_progress_bar=progress,
         callbacks=[_Record(run, loss, data), *callbacks],
     )
-    batches = torch.utils.data.DataLoader([data] * steps, batch_size=None)  # type: ignore[arg-type]
     with warnings.catch_warnings():
-        # One batch, in this process, is what a full-batch run wants.
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        trainer.fit(Regression(model, make_optimizer, loss), batches)
+        # Lightning 2.6 asks torch >= 2.13 this way.
+        warnings.filterwarnings("ignore", ".isinstance.treespec, LeafSpec.. is deprecated")
+        trainer.fit(Regression(model, make_optimizer, loss), FullBatch(data, steps))
     return run
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print one line per row, numbers with four significant digits."""
+    cells = [[_cell(value, 4) for value in row.values()] for row in rows]
+    heads = list(rows[0])
+    widths = [max(len(row[i]) for row in [heads, *cells]) for i in range(len(heads))]
+    for row in [heads, ["-" * width for width in widths], *cells]:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def save(ax: Axes, path: Path, size: tuple[float, float]) -> None:
+    """Write the figure of ``ax`` as a PNG, ``size`` in inches, and close it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = ax.figure.figure
+    figure.set_size_inches(*size)
+    figure.savefig(path)
+    plt.close(figure)
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -148,4 +182,10 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+            writer.writerow({name: _cell(value, 6) for name, value in row.items()})
+
+
+def _cell(value: Any, digits: int) -> str:
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    return "" if value is None else str(value)

@@ -1,0 +1,95 @@
+"""The note's section 3: Wasserstein and Frobenius proximal descent, side by side.
+
+    python -m lightning_examples.sinus
+
+A network of m neurons with frozen signs fits n points of a sinus, from a small initialisation, in a
+few large steps. Both descents pay for the way of the neurons, one neuron by neuron (Frobenius), the
+other after the cheapest exchange of neurons of one sign (Wasserstein).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+from matplotlib import pyplot as plt
+
+from lightning_examples import experiment
+from lightning_examples.experiment import Run
+from torch_wprox import FrobeniusProx, WassersteinProx, plotting
+from torch_wprox.lightning import ProxMonitor
+from torch_wprox.recording import numbers_of
+
+COLUMNS = ("loss_after", "wasserstein_sq", "frobenius_sq", "permuted_fraction", "evaluations")
+
+
+# %% Two descents from one initialisation
+def descents(args: argparse.Namespace) -> dict[str, Run]:
+    step = {"gamma": args.gamma, "solver": args.solver, "max_eval": args.max_eval}
+    optimizers = {
+        "Wasserstein": lambda p: WassersteinProx(p, distance=args.distance, **step),
+        "Frobenius": lambda p: FrobeniusProx(p, **step),
+    }
+    return {
+        name: experiment.train(
+            experiment.note_layer(args.m, args.seed, args.scale),
+            optimizer,
+            experiment.sinus(args.n),
+            args.steps,
+            callbacks=[ProxMonitor(prog_bar=("loss_after",))],
+            progress=not args.no_progress,
+        )
+        for name, optimizer in optimizers.items()
+    }
+
+
+# %% The table
+def table(runs: dict[str, Run]) -> list[dict[str, object]]:
+    rows = [
+        {"descent": name, "step": t, **{column: numbers_of(report)[column] for column in COLUMNS}}
+        for name, run in runs.items()
+        for t, report in enumerate(run.reports, start=1)
+    ]
+    experiment.print_table(rows)
+    return rows
+
+
+# %% The figures
+def figures(runs: dict[str, Run], args: argparse.Namespace) -> None:
+    x, y = experiment.sinus(args.n)
+    with plotting.style():
+        ax = plotting.plot_descent({name: run.reports for name, run in runs.items()})
+        experiment.save(ax, args.out / "sinus.png", size=(8, 5))
+        _, (left, right) = plt.subplots(1, 2)
+        for (name, run), line in zip(runs.items(), ("--", "-"), strict=True):
+            ways, signs = torch.stack(run.positions), run.model.signs
+            plotting.plot_trajectories(ways, signs, left, inputs=x, line=line, name=name)
+        grid = torch.linspace(-0.6, 0.6, 241, dtype=x.dtype)
+        fits = {name: (grid, run.model(grid[:, None]).detach()) for name, run in runs.items()}
+        plotting.plot_function(x, y, fits, right)
+        experiment.save(left, args.out / "sinus_neurons.png", size=(11, 5))
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Run]:
+    parser = experiment.parser(__doc__, "sinus")
+    parser.add_argument("--m", type=int, default=50, help="neurons")
+    parser.add_argument("--n", type=int, default=5, help="data points")
+    parser.add_argument("--gamma", type=float, default=1.0, help="step size")
+    parser.add_argument("--steps", type=int, default=10, help="proximal steps")
+    parser.add_argument("--seed", type=int, default=0, help="of the initialisation")
+    parser.add_argument("--scale", type=float, default=1e-2, help="of the initialisation")
+    parser.add_argument("--solver", default="auto", help="inner solver: auto, gd, bfgs, lbfgs, ...")
+    parser.add_argument("--distance", default="emd", help="emd, sinkhorn or sliced")
+    parser.add_argument("--max-eval", type=int, default=2000, help="closure evaluations per step")
+    args = parser.parse_args(argv)
+    if args.fast:
+        args.max_eval, args.steps = min(args.max_eval, 60), min(args.steps, 3)
+    runs = descents(args)
+    experiment.write_csv(args.out / "sinus.csv", table(runs))
+    figures(runs, args)
+    return runs
+
+
+if __name__ == "__main__":
+    main()
