@@ -146,7 +146,7 @@ class MeanFieldLayer(OutputSubstitution):
 
     @property
     def scale(self) -> float:
-        """S in f(x) = s sum_i ..: 1/m or 1."""
+        """The factor of the sum over neurons: 1/m (mean) or 1 (sum)."""
         return 1 / self.width if self.reduction == "mean" else 1.0
 
     @torch.no_grad()
@@ -320,7 +320,21 @@ class MeanFieldLayer(OutputSubstitution):
 
     @classmethod
     def from_linear(cls, first: nn.Linear, second: nn.Linear) -> Self:
-        """The "joint", "sum" layer that computes second(relu(first(x))); `to_linear` inverts it."""
+        """The "joint", "sum" layer that computes second(relu(first(x))); `to_linear` inverts it.
+
+        Args:
+            first: Linear layer d -> m, with or without bias.
+            second: Linear layer m -> k; its bias becomes ``output_bias``.
+
+        Raises:
+            ValueError: If the outputs of the first are not the inputs of the second.
+
+        Example:
+            >>> first, second = nn.Linear(2, 8), nn.Linear(8, 1)
+            >>> layer = MeanFieldLayer.from_linear(first, second)
+            >>> torch.equal(layer.to_linear()[0].weight, first.weight)
+            True
+        """
         if first.out_features != second.in_features:
             raise ValueError(
                 f"second.in_features must be first.out_features = {first.out_features}, got "

@@ -107,7 +107,7 @@ class Parameterization(ABC):
 
 @final
 class Joint(Parameterization):
-    """Theta = (w, alpha) in R^(d+k), Euclidean, output (1/m) sum alpha relu<w, x>."""
+    """Particles theta = (w, alpha) in R^(d+k): output (1/m) sum alpha relu<w, x>."""
 
     name = "joint"
     trains_output = True
@@ -129,7 +129,7 @@ class Joint(Parameterization):
 
 @final
 class Signed(Parameterization):
-    """W in R^d with frozen alpha: mu = (1/m) sum alpha_i delta_{w_i}."""
+    """Particles w in R^d with frozen alpha: the measure (1/m) sum alpha_i delta_{w_i}."""
 
     name = "signed"
     trains_output = False
@@ -146,7 +146,7 @@ class Signed(Parameterization):
         return particles, frozen
 
     def encode(self, w: Tensor, alpha: Tensor) -> Tensor:
-        """W as it is."""
+        """A copy of w."""
         return w.clone()
 
     def masses(self, particles: Tensor, alpha: Tensor | None) -> Tensor:
@@ -157,7 +157,7 @@ class Signed(Parameterization):
 
 @final
 class Clouds(Parameterization):
-    """W~ = |alpha| w, a cloud per sign: output (1/m) sum relu<w~+, x> - relu<w~-, x>."""
+    """Particles w~ = |alpha| w, a cloud per sign: (1/m) sum relu<w~+, x> - relu<w~-, x>."""
 
     name = "clouds"
     trains_output = False
@@ -220,12 +220,12 @@ class Sphere(Parameterization):
         return torch.cat([norm * grad[:, :inputs], grad[:, inputs:]], dim=1)
 
     def project(self, cloud: Tensor, inputs: int) -> Tensor:
-        """Normalise the directions."""
+        """Divide the directions by their length."""
         u = cloud[:, :inputs]
         return torch.cat([u / _sphere_norms(u), cloud[:, inputs:]], dim=1)
 
     def cotangent(self, cloud: Tensor, grad: Tensor, inputs: int) -> Tensor:
-        """D(v/|v|)^T g = (I - u u^T) g / |v|, u = v/|v|; the identity on a."""
+        """Transposed derivative of v -> u = v/|v|: (I - u u^T) g / |v|; the identity on a."""
         v, g = cloud[:, :inputs], grad[:, :inputs]
         norm = _norms(v)
         return torch.cat([_tangent(v / norm, g) / norm, grad[:, inputs:]], dim=1)
@@ -240,7 +240,7 @@ class Radial(Parameterization):
     is_flat = False
 
     def columns(self, inputs: int, outputs: int) -> int:
-        """R, then eta."""
+        """One for r, then those of eta."""
         return 1 + inputs + outputs
 
     def neurons(
@@ -252,14 +252,14 @@ class Radial(Parameterization):
         return eta[:, :inputs], r.square() * eta[:, inputs:]
 
     def encode(self, w: Tensor, alpha: Tensor) -> Tensor:
-        """R = |(w, alpha)| and its direction; the first axis stands in where both are 0."""
+        """Length and direction of (w, alpha); the first axis stands in where both are 0."""
         theta = torch.cat([w, alpha], dim=1)
         eta = torch.zeros_like(theta)
         eta[:, 0] = 1
         return self.from_cloud(theta, torch.cat([eta[:, :1], eta], dim=1))
 
     def positions(self, particles: Tensor, inputs: int) -> Tensor:
-        """Eta on the sphere S^(d+k-1)."""
+        """The directions eta, on the sphere S^(d+k-1)."""
         eta = particles[:, 1:]
         return eta / _sphere_norms(eta)
 
@@ -268,17 +268,17 @@ class Radial(Parameterization):
         return particles[:, 0].square() / particles.shape[0]
 
     def to_cloud(self, particles: Tensor, inputs: int) -> Tensor:
-        """Theta = |r| eta/|eta|: the cone cost is |theta - theta0|^2, and psi is even in r."""
+        """The point |r| eta/|eta|: its squared distances are the cone cost, and f is even in r."""
         return particles[:, :1].abs() * self.positions(particles, inputs)
 
     def from_cloud(self, cloud: Tensor, particles: Tensor) -> Tensor:
-        """R = |theta|, eta = theta/r; at theta = 0 the direction stays what it was."""
+        """Length and direction of theta; at theta = 0 the direction stays what it was."""
         r = torch.linalg.vector_norm(cloud, dim=1, keepdim=True)
         eta = torch.where(r > 0, cloud / _norms(cloud), particles[:, 1:])
         return torch.cat([r, eta], dim=1)
 
     def cloud_grad(self, particles: Tensor, grad: Tensor, inputs: int) -> Tensor:
-        """Grad_theta = f_r u + (I - u u^T) f_u / r with u = eta/|eta|, f_u = |eta| f_eta.
+        """Polar coordinates: f_r u + (I - u u^T) f_u / r with u = eta/|eta|, f_u = |eta| f_eta.
 
         f is even in r, hence the sign. f_u is O(r^2), so its term tends to 0 with r.
         """
