@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -9,6 +10,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from torch_wprox.distances import Agree, alone
+
+# Averaged gradients are equal to the bit; their norms to the order of summation.
+_SAME_NORM = 1e-3
 
 Closure = Callable[[], Any]
 
@@ -28,6 +34,11 @@ class ClosureRunner:
     the first one, and :meth:`finish` leaves the state that one single run leaves. With a process
     group the mean loss over its ranks is returned, so that all ranks take the same decisions.
 
+    Attributes:
+        runs: How often the closure ran.
+        first_loss: What the first run returned, detached: the rank's own loss, not the mean.
+        agree: Makes a tensor the same on all ranks of the group: that of its first rank.
+
     Args:
         closure: Clears gradients (so do we), computes the loss, calls backward, returns it.
         parameters: The parameters whose gradients are cleared before every run.
@@ -41,6 +52,10 @@ class ClosureRunner:
         self._parameters = list(parameters)
         self._group = group
         self._world = 1 if group is None else dist.get_world_size(group)
+        # Collectives run where the parameters live: the group moves their gradients already, so its
+        # backend (gloo, NCCL) takes tensors of that device.
+        self._device = self._parameters[0].device if self._parameters else torch.device("cpu")
+        self.agree: Agree = alone if self._world == 1 else self._that_of_first_rank
         self._devices = sorted({p.device.index for p in self._parameters if p.is_cuda})
         self._random_start = self._random_state()
         self._random_end: list[Tensor] | None = None
@@ -72,6 +87,7 @@ class ClosureRunner:
                 not torch.equal(a, b)
                 for a, b in zip(self._random_start, self._random_end, strict=True)
             )
+            self._require_shared_gradients()
         return self._averaged(loss)
 
     def finish(self) -> None:
@@ -79,11 +95,13 @@ class ClosureRunner:
         if self._is_random and self._random_end is not None:
             self._set_random_state(self._random_end)
 
-    def agree(self, tensor: Tensor) -> Tensor:
-        """Return the tensor of the group's first rank on every rank."""
-        if self._world > 1:
-            dist.broadcast(tensor, group=self._group, group_src=0)
-        return tensor
+    def _that_of_first_rank(self, tensor: Tensor) -> Tensor:
+        # A copy is sent: the tensor may be part of a state that each rank keeps for itself. Where
+        # nothing changes the very tensor is returned, so that callers can skip their work.
+        shared = tensor.to(self._device, copy=True)
+        dist.broadcast(shared, group=self._group, group_src=0)
+        shared = shared.to(tensor.device)
+        return tensor if torch.equal(shared, tensor) else shared
 
     def _as_scalar(self, returned: Any) -> Tensor:
         if returned is None:
@@ -106,9 +124,26 @@ class ClosureRunner:
     def _averaged(self, loss: Tensor) -> Tensor:
         if self._world == 1:
             return loss
-        total = loss.to(torch.float64, copy=True)
+        total = loss.to(self._device, torch.float64, copy=True)
         dist.all_reduce(total, group=self._group)
         return total / self._world
+
+    def _require_shared_gradients(self) -> None:
+        """Refuse ranks that step together on gradients of their own: all ranks raise, or none."""
+        if self._world == 1:
+            return
+        grads = [p.grad for p in self._parameters if p.grad is not None and not p.grad.is_sparse]
+        norm = math.hypot(*(torch.linalg.vector_norm(g).item() for g in grads))
+        norm = norm if math.isfinite(norm) else math.inf  # maxima of NaN are not defined
+        extremes = torch.tensor([norm, -norm], dtype=torch.float64, device=self._device)
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=self._group)
+        largest, smallest = extremes[0].item(), -extremes[1].item()
+        if largest != smallest and largest - smallest > _SAME_NORM * largest:
+            raise RuntimeError(
+                f"the gradients differ between the ranks (norms from {smallest:.6g} to "
+                f"{largest:.6g}): wrap the model in DistributedDataParallel, which averages them, "
+                "or pass process_group=None if every rank trains a model of its own"
+            )
 
     def _random_state(self) -> list[Tensor]:
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in self._devices)]

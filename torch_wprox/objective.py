@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from torch_wprox.distances import AnchoredDistance
+from torch_wprox.distances import Agree, AnchoredDistance, alone
 from torch_wprox.report import Bound
 
 LossAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -115,6 +115,7 @@ class Objective:
         loss: F at the anchor without weight decay (0-d), already evaluated.
         grad: Its gradient, (N,).
         budget: Evaluations that may still be made.
+        agree: Makes the numbers that decide (residual, loss, distances) the same on all ranks.
         output_problem: Gives the same F as a function of a layer's output, for solvers that work
             in the space of measures; None where there is no such layer.
 
@@ -133,6 +134,7 @@ class Objective:
         grad: Tensor,
         budget: int,
         output_problem: Callable[[], Any] | None = None,
+        agree: Agree = alone,
     ) -> None:
         self.blocks = blocks
         self.output_problem = output_problem
@@ -140,6 +142,7 @@ class Objective:
         self.evaluations_left = budget
         self.curvature = min(block.curvature for block in blocks)
         self._loss_and_grad = loss_and_grad
+        self._agree = agree
         self._rounding = 8 * torch.finfo(anchor.dtype).eps
         self._charted = any(block.chart is not None for block in blocks)
         self.start = self._assess(anchor, anchor, loss, grad)
@@ -242,8 +245,8 @@ class Objective:
         residual, total, value = self._numbers(full_grad, loss_terms, distance_terms)
         return Evaluation(v, value, full_grad, total, loss_grad, residual)
 
-    @staticmethod
     def _numbers(
+        self,
         grad: Tensor,
         loss_terms: list[tuple[float, Tensor]],
         distance_terms: list[tuple[float, Tensor]],
@@ -255,6 +258,11 @@ class Objective:
             residual, *numbers = [t.item() for t in tensors]
         else:
             residual, *numbers = torch.stack([t.double() for t in tensors]).tolist()
+        if self._agree is not alone:
+            # Equal inputs give equal numbers on equal hardware only; one bit may end the loop of
+            # one rank and leave the others waiting for it.
+            local = torch.tensor([residual, *numbers], dtype=torch.float64)
+            residual, *numbers = self._agree(local).tolist()
         products = [weight * n for (weight, _), n in zip(terms, numbers, strict=True)]
         loss = sum(products[: len(loss_terms)])
         value = loss + sum(products[len(loss_terms) :])

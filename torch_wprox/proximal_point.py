@@ -172,6 +172,7 @@ class ProximalPoint(Optimizer):
             loss,
             grad,
             budget=self._max_eval - 2,  # one is spent, one is kept for the accepted point
+            agree=runner.agree,
         )
         memory = carry.recall(self._carried, loss, grad)
         status, memory = step.minimized(objective, self._solver, self._stopping, memory)
