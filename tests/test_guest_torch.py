@@ -357,7 +357,7 @@ def test_a_later_write_to_gamma_says_to_write_lr() -> None:
 )
 def test_schedulers_change_gamma(make: Callable[[Any], Any]) -> None:
     w = parameter()
-    opt = WassersteinProx([w], gamma=1.0)
+    opt = FrobeniusProx([w], gamma=1.0)
     scheduler = make(opt)
     for _ in range(3):
         gamma, before = opt.param_groups[0]["lr"], w.detach().clone()

@@ -6,10 +6,14 @@ from typing import Any, Protocol
 
 from torch_wprox.objective import Objective
 from torch_wprox.report import Status
+from torch_wprox.solvers.auto import Auto
+from torch_wprox.solvers.bfgs import BFGS
 from torch_wprox.solvers.first_order import GradientDescent
+from torch_wprox.solvers.lbfgs import LBFGS
+from torch_wprox.solvers.line_search import WeakWolfe
 from torch_wprox.solvers.stopping import Stopping
 
-__all__ = ["GradientDescent", "Solver", "Stopping", "named"]
+__all__ = ["BFGS", "LBFGS", "Auto", "GradientDescent", "Solver", "Stopping", "WeakWolfe", "named"]
 
 
 class Solver(Protocol):
@@ -35,7 +39,12 @@ class Solver(Protocol):
         """
 
 
-_BY_NAME: dict[str, type[Solver]] = {"gd": GradientDescent}
+_BY_NAME: dict[str, type[Solver]] = {
+    "auto": Auto,
+    "gd": GradientDescent,
+    "bfgs": BFGS,
+    "lbfgs": LBFGS,
+}
 
 
 def named(solver: str | Solver) -> Solver:
@@ -46,9 +55,7 @@ def named(solver: str | Solver) -> Solver:
     """
     if not isinstance(solver, str):
         return solver
-    if solver == "auto":
-        return GradientDescent()
     if solver not in _BY_NAME:
-        known = ", ".join(repr(name) for name in ("auto", *_BY_NAME))
+        known = ", ".join(repr(name) for name in _BY_NAME)
         raise ValueError(f"solver must be one of {known} or an object of solvers/, got {solver!r}")
     return _BY_NAME[solver]()

@@ -44,3 +44,31 @@ class Stopping:
             if pull > 0 and evaluation.residual <= self.inexact * pull:
                 return Status.INEXACT
         return None
+
+
+class Stagnation:
+    """Tells when iterations no longer get anywhere at this floating-point precision.
+
+    At the floor of P an accepted point has the same value as the last one, up to rounding, and only
+    a shrinking residual still shows progress. ``patience`` iterations without either are the end.
+
+    Args:
+        objective: Knows the rounding of P.
+        patience: Idle iterations that are tolerated.
+    """
+
+    def __init__(self, objective: Objective, patience: int = 10) -> None:
+        self._objective = objective
+        self._patience = patience
+        self._idle = 0
+        self._least = objective.start.residual
+
+    def reached(self, before: Evaluation, after: Evaluation) -> bool:
+        """Note one iteration from ``before`` to ``after``; return whether it was one too many."""
+        progress = after.residual < 0.9 * self._least
+        self._least = min(self._least, after.residual)
+        if progress or not self._objective.equals(before.value, after.value):
+            self._idle = 0
+        else:
+            self._idle += 1
+        return self._idle > self._patience

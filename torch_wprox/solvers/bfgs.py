@@ -1,0 +1,83 @@
+"""BFGS with a dense inverse Hessian and a weak Wolfe line search: robust on nonsmooth functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_wprox.objective import BudgetExhausted, Evaluation, Objective
+from torch_wprox.report import Status
+from torch_wprox.solvers.line_search import WeakWolfe
+from torch_wprox.solvers.stopping import Stagnation, Stopping
+
+
+@dataclass(frozen=True)
+class BFGS:
+    """Quasi-Newton descent from V = W with a dense inverse Hessian H (N, N).
+
+        H+ = (I - r s y^T) H (I - r y s^T) + r s s^T,   s = v+ - v, y = grad P(v+) - grad P(v),
+        r = 1/<s, y>
+
+    With a weak Wolfe search <s, y> > 0 always, so H stays positive definite. On a function with
+    kinks H becomes ill-conditioned on purpose: it learns to move along the kink (Lewis & Overton
+    2013). When a search fails H is forgotten once; when it fails again the step has stalled.
+
+    Args:
+        line_search: The weak Wolfe search.
+
+    Source: Lewis & Overton, Nonsmooth optimization via quasi-Newton methods, 2013.
+    """
+
+    line_search: WeakWolfe = field(default_factory=WeakWolfe)
+
+    name = "bfgs"
+
+    def minimize(
+        self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None
+    ) -> tuple[Status, dict[str, Any] | None]:
+        """Descend until a rule of ``stopping`` holds, the budget ends or no direction descends."""
+        current, stagnation = objective.start, Stagnation(objective)
+        H: Tensor | None = None
+        try:
+            while (status := stopping.check(objective, current)) is None:
+                direction = (
+                    -first_step(objective, current) * current.grad
+                    if H is None
+                    else -(H @ current.grad)
+                )
+                found, _ = self.line_search.search(objective, current, direction)
+                if found is current:
+                    if H is None:
+                        return Status.STALLED, None
+                    H = None
+                    continue
+                H = updated(H, found.point - current.point, found.grad - current.grad)
+                if stagnation.reached(current, found):
+                    return Status.STALLED, None
+                current = found
+        except BudgetExhausted:
+            status = Status.MAX_EVAL
+        return status, None
+
+
+def first_step(objective: Objective, current: Evaluation) -> float:
+    """Return the length of the first step over |grad P|: no longer than the prox step m gamma."""
+    return min(1.0 / objective.curvature, 1.0 / max(current.residual, 1e-300))
+
+
+def updated(H: Tensor | None, s: Tensor, y: Tensor) -> Tensor | None:
+    """Return H after the pair ``s, y`` (N,); as it was if <s, y> <= 0."""
+    sy = torch.dot(s, y)
+    if not sy > 0:
+        return H
+    if H is None:  # Nocedal & Wright (6.20): the scale of the first curvature seen
+        H = torch.eye(len(s), dtype=s.dtype, device=s.device) * (sy / torch.dot(y, y))
+    Hy = H @ y
+    r = 1.0 / sy
+    # H - r (s Hy^T + Hy s^T) + r (1 + r <y, Hy>) s s^T
+    u = 0.5 * (1.0 + r * torch.dot(y, Hy)) * s - Hy
+    W = torch.outer(r * s, u)
+    return H + W + W.T
