@@ -12,7 +12,7 @@ from torch_wprox import FrobeniusProx, MeanFieldLayer, Status, WassersteinProx, 
 from torch_wprox.particles import views_of_group
 
 FORMS = ["joint", "signed", "clouds", "sphere", "radial"]
-DISTANCES, SOLVERS = list(distances._BY_NAME), ["auto", *solvers._BY_NAME]
+DISTANCES, SOLVERS = list(distances._BY_NAME), list(dict.fromkeys(["auto", *solvers._BY_NAME]))
 EVERYTHING = list(itertools.product(DISTANCES, SOLVERS, FORMS))
 # Every pair (distance, solver) and (distance, form).
 PAIRS = [
