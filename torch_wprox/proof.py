@@ -19,6 +19,10 @@ _KEEP_DISTANCES = 3000
 _PIECE = 4_000_000
 
 
+UNPROVED = -1.0
+"""Squared radius of a ball without a proof: no point is inside."""
+
+
 class Anchor:
     """The anchors of one class, centred, with what is computed from them once per step.
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from torch_wprox.proof import Anchor, Proof, initial_proof, moved_rows, recheck
+from torch_wprox.proof import UNPROVED, Anchor, Proof, initial_proof, moved_rows, recheck
 from torch_wprox.repair import bijection, repaired
 from torch_wprox.report import TransportCounts
 
@@ -198,7 +198,8 @@ def _assign_class(
     holding = part.hold > 0 and not force
     if holding or not np.isfinite(V).all():
         return replace(part, hold=part.hold - 1, certified=False), TransportCounts()
-    checked = _checked(anchor, proof, V, out)
+    unproved = proof.radii_sq[0] == UNPROVED
+    checked = None if unproved else _checked(anchor, proof, V, out)
     if checked is not None:
         return replace(part, proof=checked, hold=0, certified=True), TransportCounts(certified=1)
     hold = _patience(len(V))
@@ -225,7 +226,7 @@ def _patience(m: int) -> int:
     """Return for how many evaluations a repaired assignment of m particles is kept unchecked.
 
     A repair costs O(m^2) and more, an evaluation of the network O(m). Up to a few hundred particles
-    every evaluation gets its own assignment; above, one in m/100, at most one in ten: held longer
+    every evaluation gets its own assignment; above, one in m/50, at most one in ten: held longer
     the inner solver finds visibly worse minima.
     """
-    return min(9, max(0, m // 100 - 1))
+    return min(9, max(0, m // 50 - 1))
