@@ -121,7 +121,7 @@ class Objective:
 
     Attributes:
         best: The lowest finite evaluation so far; the step returns it.
-        last: The last evaluation.
+        last: The evaluation at which the closure ran last, None if it ran elsewhere since.
         bound: What a global solver proved.
     """
 
@@ -148,7 +148,7 @@ class Objective:
         self.start = self._assess(anchor, anchor, loss, grad)
         self.best = self.start
         self._lowest = self.start.value
-        self.last = self.start
+        self.last: Evaluation | None = self.start
 
     @property
     def anchor(self) -> Tensor:
@@ -164,6 +164,7 @@ class Objective:
         if self.evaluations_left <= 0:
             raise BudgetExhausted
         self.evaluations_left -= 1
+        self.last = None  # the closure is about to run elsewhere
 
     def project(self, v: Tensor) -> Tensor:
         """Return the flat vector of the points that ``v`` stands for (directions normalised)."""

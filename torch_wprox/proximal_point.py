@@ -18,9 +18,10 @@ from torch_wprox.guards import (
     checked_groups,
     checked_step_size,
     checked_weight_decay,
-    warn_if_coarse,
 )
+from torch_wprox.live import live_layers
 from torch_wprox.objective import Objective
+from torch_wprox.oracle import output_problem
 from torch_wprox.report import Status, StepReport
 from torch_wprox.solvers import Solver, Stopping
 
@@ -135,14 +136,11 @@ class ProximalPoint(Optimizer):
         parameters = [p for g in self.param_groups for p in g["params"] if p.requires_grad]
         if "accumulation" not in self._warned and self._watch.warn_if_foreign(parameters):
             self._warned.add("accumulation")
-        if "coarse" not in self._warned and warn_if_coarse(parameters):
-            self._warned.add("coarse")
         runner = ClosureRunner(closure, parameters, process_group_of(self._process_group))
         snapshot = [p.detach().clone() for p in parameters]
         distance_state = self._distance.state_dict()
         try:
-            with runner.arithmetic():
-                self.report = self._minimised(runner, parameters, snapshot)
+            self.report = self._minimised(runner, parameters, snapshot)
         except BaseException:
             _restore(parameters, snapshot)
             self._distance.load_state_dict(distance_state)
@@ -178,6 +176,15 @@ class ProximalPoint(Optimizer):
             budget=self._max_eval - 2,  # one is spent, one is kept for the accepted point
             agree=runner.agree,
         )
+        if runner.is_alone:
+            objective.output_problem = lambda: output_problem(
+                flat.views,
+                objective.blocks,
+                anchor,
+                live_layers(),
+                runner,
+                objective.count_evaluation,
+            )
         memory = carry.recall(self._carried, loss, grad)
         status, memory = step.minimized(objective, self._solver, self._stopping, memory)
         accepted = objective.best

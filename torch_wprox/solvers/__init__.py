@@ -9,11 +9,22 @@ from torch_wprox.report import Status
 from torch_wprox.solvers.auto import Auto
 from torch_wprox.solvers.bfgs import BFGS
 from torch_wprox.solvers.first_order import GradientDescent
+from torch_wprox.solvers.global_solver import Global
 from torch_wprox.solvers.lbfgs import LBFGS
 from torch_wprox.solvers.line_search import WeakWolfe
 from torch_wprox.solvers.stopping import Stopping
 
-__all__ = ["BFGS", "LBFGS", "Auto", "GradientDescent", "Solver", "Stopping", "WeakWolfe", "named"]
+__all__ = [
+    "BFGS",
+    "LBFGS",
+    "Auto",
+    "Global",
+    "GradientDescent",
+    "Solver",
+    "Stopping",
+    "WeakWolfe",
+    "named",
+]
 
 
 class Solver(Protocol):
@@ -44,6 +55,7 @@ _BY_NAME: dict[str, type[Solver]] = {
     "gd": GradientDescent,
     "bfgs": BFGS,
     "lbfgs": LBFGS,
+    "global": Global,
 }
 
 

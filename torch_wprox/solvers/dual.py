@@ -1,0 +1,128 @@
+"""The dual of the relaxed step, maximised over outputs: for particles that train their weight.
+
+    D(z') = R(z') - <lam', z'> + sum_i min_v [<lam', psi(v)> + cost_i(v)],     lam' = grad R(z'),
+
+is a lower bound of P at any z', and -inf where psi, 2-homogeneous like the price, outgrows it. Its
+gradient is H (z_bar - z'), H = Hess R(z') and z_bar the output of the best responses. D is concave
+in lam' with kinks; conditional gradient stalls on it, nonsmooth BFGS does not.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from torch_wprox.solvers.best_response import BestResponse
+from torch_wprox.solvers.conditional_gradient import Mixture, Relaxed
+from torch_wprox.solvers.particle_problem import Configuration, ParticleProblem, Risk
+from torch_wprox.solvers.polish import polished
+from torch_wprox.solvers.risk_model import QuadraticRisk, local_quadratic
+
+_NEWTON = 20
+
+
+def maximized_dual(
+    problem: ParticleProblem,
+    respond: BestResponse,
+    risk: Risk,
+    model: QuadraticRisk,
+    *,
+    tolerance: float,
+    max_iter: int,
+    precision: float,
+    pool_size: int = 60,
+) -> Relaxed:
+    """Maximise the dual by BFGS, then mix the best responses met into a solution of the step.
+
+    Args:
+        problem: The particles.
+        respond: Their best responses.
+        risk: R and its gradient; its own model if the loss is a quadratic.
+        model: Second-order model of R at the output of the anchors.
+        tolerance: Relative increase under which the search ends.
+        max_iter: Evaluations of the dual.
+        precision: Relative rounding error of the loss's gradient.
+        pool_size: Configurations kept for the mixture and for rounding.
+    """
+    shape = model.centre.shape
+    pool: list[Configuration] = []
+    best: list[tuple[float, Tensor, Tensor]] = []
+
+    def curved(z: Tensor, value: float, lam: Tensor, u: Tensor) -> Tensor:
+        if model.is_exact:
+            return model.hessian(u)
+        size = float(u.abs().max())
+        if size == 0.0:
+            return u
+        length = math.sqrt(precision) * (1.0 + float(z.abs().max())) / size
+        return (risk(z + length * u)[1] - lam) / length
+
+    def negative_dual(flat: Tensor) -> tuple[Tensor, Tensor]:
+        z = flat.reshape(shape)
+        value, lam = risk(z)
+        answer = respond(lam)
+        bound = value - float((lam * z).sum()) + answer.value
+        if not math.isfinite(bound):
+            return flat.new_tensor([math.inf]), torch.zeros_like(flat)
+        if not best or bound > best[0][0]:
+            best[:] = [(bound, lam, z)]
+        x = answer.configuration
+        pool.append(x)
+        del pool[:-pool_size]
+        ascent = curved(z, value, lam, problem.output(x.points, x.offset) - z)
+        return flat.new_tensor([-bound]), -ascent.reshape(1, -1)
+
+    start = _admissible(respond, risk, model, precision)
+    scale = 1.0 / max(float(model.blocks.abs().max()), 1e-12)
+    polished(negative_dual, start.reshape(1, -1), scale, max_rounds=max_iter, tolerance=tolerance)
+    bound, multiplier, bound_output = best[0]
+    mixture = Mixture(problem, [problem.start(), *pool])
+    if not model.is_exact:
+        value, lam = risk(bound_output)
+        model = local_quadratic(risk, bound_output, value, lam, precision)
+    mixture.weights = mixture.corrected(model)
+    mixture.keep(mixture.weights > 0)
+    z = mixture.output
+    return Relaxed(
+        mixture.atoms,
+        torch.from_numpy(mixture.weights).to(z),
+        z,
+        risk(z)[0] + mixture.price,
+        bound,
+        multiplier,
+        bound_output,
+        pool,
+    )
+
+
+def _admissible(
+    respond: BestResponse, risk: Risk, model: QuadraticRisk, precision: float
+) -> Tensor:
+    """Return an output where the dual is finite: towards the minimiser of R, where lam' = 0."""
+    z = model.centre
+    if math.isfinite(respond(model.grad).value):
+        return z
+    for _ in range(_NEWTON):
+        target = model.minimizer()
+        share = 1.0
+        if not model.is_exact:
+            while risk(z + share * (target - z))[0] > model.value and share > 1e-6:
+                share *= 0.5
+        target = z + share * (target - z)
+        # Between z (not finite) and the target, the first point where the dual is finite.
+        if math.isfinite(respond(risk(target)[1]).value):
+            low, high = 0.0, 1.0
+            for _ in range(12):
+                middle = 0.5 * (low + high)
+                finite = math.isfinite(respond(risk(z + middle * (target - z))[1]).value)
+                low, high = (low, middle) if finite else (middle, high)
+            return z + (high + 0.05 * (1.0 - high)) * (target - z)
+        z = target
+        value, lam = risk(z)
+        model = local_quadratic(risk, z, value, lam, precision)
+    raise ValueError(
+        "the dual bound is -inf at every output tried: gamma is too large for the curvature of "
+        "this loss; take a smaller gamma"
+    )

@@ -1,0 +1,145 @@
+"""Nonsmooth BFGS on many starts at once: local descent on P, in arithmetic of our own.
+
+Source: Lewis & Overton, Nonsmooth optimization via quasi-Newton methods (2013): full BFGS with a
+weak Wolfe line search by bisection needs no change to work on kinks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BatchFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""x (B, N) -> values (B,) and gradients (B, N)."""
+
+_DECREASE = 1e-4
+_CURVATURE = 0.5
+_LONGEST_SEARCH = 40
+# Up to this many numbers per row the whole inverse Hessian is kept, above the last pairs.
+_DENSE_UP_TO = 600
+_PAIRS = 20
+
+
+@dataclass(frozen=True)
+class Polished:
+    """Where every start ended.
+
+    Attributes:
+        points: (B, N).
+        values: (B,).
+        rounds: Evaluations of the batch.
+    """
+
+    points: Tensor
+    values: Tensor
+    rounds: int
+
+
+def polished(
+    function: BatchFunction,
+    start: Tensor,
+    first_step: float,
+    *,
+    max_rounds: int,
+    tolerance: float = 1e-9,
+) -> Polished:
+    """Descend from every row of ``start`` by (L-)BFGS with weak Wolfe steps, all rows in lockstep.
+
+    One round evaluates every row once; a row whose step is accepted updates its inverse Hessian and
+    turns, the others bisect on. Rows do not see each other. A row ends when its line search does.
+
+    Args:
+        function: What to minimise; ``inf`` marks points outside the domain.
+        start: (B, N).
+        first_step: Scale of the first inverse Hessian, 1/curvature.
+        max_rounds: Evaluations per row.
+        tolerance: A row ends when the decrease that its model promises falls below this, relative
+            to its value.
+    """
+    x = start.clone()
+    f, g = function(x)
+    rows, size = x.shape
+    H = _Dense(x, first_step) if size <= _DENSE_UP_TO else _Limited(first_step)
+    p = -first_step * g
+    zero, one, infinite = f.new_zeros(rows), f.new_ones(rows), f.new_full((rows,), torch.inf)
+    t, low, high, searched = one.clone(), zero.clone(), infinite.clone(), zero.clone()
+    slope = (g * p).sum(1)
+    alive = f.isfinite()
+    rounds = 1
+    while rounds < max_rounds and bool(alive.any()):
+        trial = torch.where(alive.unsqueeze(1), x + t.unsqueeze(1) * p, x)
+        f_new, g_new = function(trial)
+        rounds += 1
+        too_long = ~(f_new <= f + _DECREASE * t * slope)
+        too_short = ~too_long & ~((g_new * p).sum(1) >= _CURVATURE * slope)
+        taken = alive & ~too_long & ~too_short
+        # Bisection, doubling while no upper end is known.
+        high = torch.where(too_long, t, high)
+        low = torch.where(too_short, t, low)
+        searched = torch.where(taken, zero, searched + 1.0)
+        # An interval that no longer shrinks ends the row; its best point is taken with it.
+        stuck = alive & ~taken & (searched > _LONGEST_SEARCH)
+        accept = (taken | (stuck & (f_new < f))).unsqueeze(1)
+        if bool(accept.any()):
+            s, y = trial - x, g_new - g
+            H.update(s, y, taken)
+            x, g = torch.where(accept, trial, x), torch.where(accept, g_new, g)
+            f = torch.where(accept[:, 0], f_new, f)
+            p = torch.where(accept, -H.times(g), p)
+            slope = (g * p).sum(1)
+            moved = accept[:, 0]
+            low, high = torch.where(moved, zero, low), torch.where(moved, infinite, high)
+        t = torch.where(high.isinf(), torch.where(low > 0, 2.0 * low, one), 0.5 * (low + high))
+        alive = alive & ~stuck & (-slope > tolerance * f.abs())
+    return Polished(x, f, rounds)
+
+
+class _Dense:
+    """Inverse Hessians (B, N, N)."""
+
+    def __init__(self, x: Tensor, scale: float) -> None:
+        rows, size = x.shape
+        eye = torch.eye(size, dtype=x.dtype, device=x.device)
+        self._H = (scale * eye).expand(rows, size, size).clone()
+
+    def times(self, g: Tensor) -> Tensor:
+        """Return H g."""
+        return (self._H @ g.unsqueeze(2)).squeeze(2)
+
+    def update(self, s: Tensor, y: Tensor, taken: Tensor) -> None:
+        """Take in steps s and changes y (B, N) of the rows that are taken."""
+        sy = (s * y).sum(1)
+        rho = torch.where(taken & (sy > 0), 1.0 / sy, torch.zeros_like(sy)).view(-1, 1, 1)
+        Hy = self.times(y)
+        scale = rho * (1.0 + rho * (y * Hy).sum(1).view(-1, 1, 1))
+        cross = s.unsqueeze(2) * Hy.unsqueeze(1)
+        self._H = self._H + scale * (s.unsqueeze(2) * s.unsqueeze(1)) - rho * (cross + cross.mT)
+
+
+class _Limited:
+    """The last pairs of every row; a row that was not taken leaves an empty pair."""
+
+    def __init__(self, scale: float) -> None:
+        self._scale = scale
+        self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def times(self, g: Tensor) -> Tensor:
+        """Return H g by the two-loop recursion."""
+        q, stack = g, []
+        for s, y, rho in reversed(self._pairs):
+            a = rho * (s * q).sum(1, keepdim=True)
+            q = q - a * y
+            stack.append(a)
+        q = self._scale * q
+        for (s, y, rho), a in zip(self._pairs, reversed(stack), strict=True):
+            q = q + (a - rho * (y * q).sum(1, keepdim=True)) * s
+        return q
+
+    def update(self, s: Tensor, y: Tensor, taken: Tensor) -> None:
+        """Take in steps s and changes y (B, N) of the rows that are taken."""
+        sy = (s * y).sum(1, keepdim=True)
+        rho = torch.where(taken.unsqueeze(1) & (sy > 0), 1.0 / sy, torch.zeros_like(sy))
+        self._pairs = [*self._pairs, (s, y, rho)][-_PAIRS:]
