@@ -22,7 +22,7 @@ from torch_wprox import FrobeniusProx, WassersteinProx, distances, transport
 from torch_wprox.particles import particle_groups
 
 POINTS = 8  # divisible by every world size
-SOLVERS = ("gd",)
+SOLVERS = ("gd", "bfgs", "lbfgs")
 DISTANCES = ("frobenius", "emd")
 # Rules that end the inner loop well before max_eval.
 STOPPING: dict[str, Any] = {"max_eval": 200, "tolerance_grad": 1e-3, "inexact": 0.2}

@@ -139,7 +139,10 @@ class ProxMonitor(Callback):
     def _refuse(self, trainer: Trainer) -> None:
         if not any(hasattr(optimizer, "report") for optimizer in trainer.optimizers):
             return
-        if trainer.accumulate_grad_batches > 1:
+        # For a model with BatchNorm, StochasticWeightAveraging appends an epoch that "accumulates"
+        # all batches without backward, to recompute the statistics: no harm in that.
+        takes_steps = not getattr(trainer.fit_loop, "_skip_backward", False)
+        if trainer.accumulate_grad_batches > 1 and takes_steps:
             raise ValueError(
                 f"accumulate_grad_batches={trainer.accumulate_grad_batches}: a proximal step "
                 "evaluates its closure many times, and the gradients of the other batches would "
