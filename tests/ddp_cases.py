@@ -156,8 +156,8 @@ def another_assignment_on_one_rank(rank: int, world: int) -> dict[str, Any]:
     states: list[tuple[Any, Tensor]] = []
     solve = transport.assign
 
-    def assign(V: Tensor, W: Tensor, state: Any) -> tuple[Tensor, Any]:
-        sigma, state = solve(V, W, state)
+    def assign(V: Tensor, state: Any, *, force: bool = False) -> tuple[Tensor, Any]:
+        sigma, state = solve(V, state, force=force)
         if rank == 1:
             sigma = sigma.roll(1)
         states.append((sigma, sigma.clone()))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -57,6 +57,12 @@ class ClosureRunner:
         self._device = self._parameters[0].device if self._parameters else torch.device("cpu")
         self.agree: Agree = alone if self._world == 1 else self._that_of_first_rank
         self._devices = sorted({p.device.index for p in self._parameters if p.is_cuda})
+        kinds = ("cpu", *({"cuda"} if self._devices else ()))
+        self._autocast = [
+            (kind, torch.get_autocast_dtype(kind))
+            for kind in kinds
+            if torch.is_autocast_enabled(kind)
+        ]
         self._random_start = self._random_state()
         self._random_end: list[Tensor] | None = None
         self._is_random = False
@@ -76,7 +82,11 @@ class ClosureRunner:
             self._set_random_state(self._random_start)
         for p in self._parameters:
             p.grad = None
-        with torch.enable_grad():
+        with ExitStack() as contexts:
+            contexts.enter_context(torch.enable_grad())
+            for kind, dtype in self._autocast:
+                contexts.enter_context(torch.autocast(kind, dtype))
+                torch.clear_autocast_cache()  # it holds weights cast before they moved
             returned = self._closure()
         self.runs += 1
         loss = self._as_scalar(returned)
@@ -89,6 +99,17 @@ class ClosureRunner:
             )
             self._require_shared_gradients()
         return self._averaged(loss)
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Compute without the caller's autocast, which the closure alone gets back.
+
+        It would run the dot products of a line search in bfloat16.
+        """
+        with ExitStack() as contexts:
+            for kind, _ in self._autocast:
+                contexts.enter_context(torch.autocast(kind, enabled=False))
+            yield
 
     def finish(self) -> None:
         """Leave the generators where one single evaluation leaves them."""

@@ -137,12 +137,15 @@ class _AnchoredEMD:
         return self._state.counts
 
     def evaluate(self, V: Tensor) -> DistanceValue:
-        sigma, self._state = transport.assign(V, self._W, self._state)
-        self._hold(sigma)
-        return mean_squared(V, self._target)
+        return self._assigned(V, force=False)
 
     def settle(self, V: Tensor) -> DistanceValue:
-        return self.evaluate(V)
+        return self._assigned(V, force=True)
+
+    def _assigned(self, V: Tensor, *, force: bool) -> DistanceValue:
+        sigma, self._state = transport.assign(V, self._state, force=force)
+        self._hold(sigma)
+        return mean_squared(V, self._target)
 
     def _hold(self, sigma: Tensor) -> None:
         sigma = self._agree(sigma)

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -51,6 +52,23 @@ def checked_groups(groups: Iterable[dict[str, Any]]) -> None:
                 'stored as group["lr"], write that one'
             )
         checked_step_size('gamma (stored as group["lr"])', group["lr"])
+
+
+def warn_if_coarse(parameters: Iterable[Tensor]) -> bool:
+    """Warn of parameters whose type is too coarse to store small moves: bfloat16 and float16.
+
+    A step computes in float32, but what it accepts is rounded to the parameter's type.
+    """
+    coarse = {p.dtype for p in parameters if p.dtype.to_real().itemsize < 4}
+    for dtype in coarse:
+        warnings.warn(
+            f"parameters are {dtype}: moves below its resolution, {torch.finfo(dtype).eps / 2:.2g} "
+            "of a weight, are lost when a step is stored, so small steps move nothing. Keep the "
+            'weights in float32 and compute in bfloat16: precision="bf16-mixed" in Lightning, '
+            "torch.autocast in plain torch",
+            stacklevel=5,
+        )
+    return bool(coarse)
 
 
 class GradientWatch:

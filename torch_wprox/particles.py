@@ -245,6 +245,11 @@ def _check(p: Tensor) -> None:
             "DTensor parameters (FSDP2, tensor parallel) are not supported: a step would see the "
             "local shard as the whole cloud. Use DistributedDataParallel"
         )
+    if getattr(p, "_fsdp_flattened", False):  # the mark that FSDP1 leaves, whatever its options
+        raise TypeError(
+            "parameters sharded by FSDP (FullyShardedDataParallel) are not supported: a step would "
+            "see the local shard as the whole cloud. Use DistributedDataParallel"
+        )
 
 
 def _callers_level() -> int:

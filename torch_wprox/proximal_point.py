@@ -18,6 +18,7 @@ from torch_wprox.guards import (
     checked_groups,
     checked_step_size,
     checked_weight_decay,
+    warn_if_coarse,
 )
 from torch_wprox.live import live_layers
 from torch_wprox.objective import Objective
@@ -136,11 +137,14 @@ class ProximalPoint(Optimizer):
         parameters = [p for g in self.param_groups for p in g["params"] if p.requires_grad]
         if "accumulation" not in self._warned and self._watch.warn_if_foreign(parameters):
             self._warned.add("accumulation")
+        if "coarse" not in self._warned and warn_if_coarse(parameters):
+            self._warned.add("coarse")
         runner = ClosureRunner(closure, parameters, process_group_of(self._process_group))
         snapshot = [p.detach().clone() for p in parameters]
         distance_state = self._distance.state_dict()
         try:
-            self.report = self._minimised(runner, parameters, snapshot)
+            with runner.arithmetic():
+                self.report = self._minimised(runner, parameters, snapshot)
         except BaseException:
             _restore(parameters, snapshot)
             self._distance.load_state_dict(distance_state)

@@ -127,7 +127,7 @@ def _optimal_assignment(block: Block, V: Tensor, W: Tensor) -> Tensor | None:
     The identity comes first so that ties prefer fixed points; a fresh solve is for small clouds.
     """
     identity = transport.start(W, block.classes)
-    if transport.is_certified(V, W, identity):
+    if transport.is_certified(V, identity):
         return identity.sigma
     sigma = block.distance.assignment if block.distance.is_certified else None
     if sigma is None and block.m <= _FRESH_UP_TO:

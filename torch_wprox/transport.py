@@ -1,64 +1,232 @@
-"""Exact transport between two clouds of equally many particles of equal mass, class by class."""
+"""Exact transport between a moving cloud V and its anchor W, cheap enough for every evaluation.
+
+Both clouds have m particles of mass 1/m; a particle may take any anchor of its class. The optimal
+assignment sigma maximises sum <V_i, W_sigma(i)>, and prices p (m,) prove it optimal: with
+
+    s_ij = <V_i, W_sigma(i) - W_j> - p_sigma(i) + p_j  >= 0   for all i, j of a class
+
+the sum over any other permutation telescopes to something smaller. At V = W the identity has this
+proof for free, p = |W|^2/2. From there on an assignment is proved again as cheaply as possible:
+
+1. balls: for fixed p, s_ij falls by at most |W_sigma(i) - W_j| per unit that V_i moves, so row i
+   stays proved inside a ball around the point where it was last checked: O(m D) for all rows;
+2. rows that left their ball are checked against all anchors: O(k m D) for k rows;
+3. only when a row fails is an assignment problem solved, warm: see :mod:`torch_wprox.repair`.
+
+A translation of V changes no assignment, so V is centred before the balls are checked. Everything
+is float64 on the CPU, whatever the parameters are.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from torch_wprox.proof import UNPROVED, Anchor, Proof, initial_proof, moved_rows, recheck
+from torch_wprox.repair import bijection, repaired
 from torch_wprox.report import TransportCounts
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+LARGEST_EXACT = 20_000
+"""Particles of a class above which no exact problem is solved: BSP-OT gives an upper bound."""
+
+
+@dataclass(frozen=True)
+class ClassState:
+    """The assignment inside one class.
+
+    Attributes:
+        rows: Which particles: a slice where they are contiguous, else indices.
+        anchor: Their anchors, centred.
+        proof: Assignment, prices and balls.
+        hold: Evaluations for which the assignment is kept before it is checked again.
+        certified: Whether the assignment is proved optimal for the last V.
+    """
+
+    rows: slice | Integers
+    anchor: Anchor
+    proof: Proof
+    hold: int = 0
+    certified: bool = True
 
 
 @dataclass(frozen=True)
 class TransportState:
-    """The assignment in force.
+    """The assignment in force and what proves it.
 
     Attributes:
         sigma: (m,), on the CPU.
         classes: (m,) labels or None.
+        parts: One state per class.
         counts: Assignments certified, repaired, solved so far.
-        certified: Whether ``sigma`` is proved optimal for the last V.
     """
 
     sigma: Tensor
     classes: Tensor | None
+    parts: tuple[ClassState, ...]
     counts: TransportCounts = field(default_factory=TransportCounts)
-    certified: bool = True
+
+    @property
+    def certified(self) -> bool:
+        """Whether sigma is proved optimal for the last V."""
+        return all(part.certified for part in self.parts)
 
 
 def start(W: Tensor, classes: Tensor | None) -> TransportState:
-    """Return the identity, optimal at V = W (m, D)."""
-    return TransportState(torch.arange(len(W)), classes)
+    """Return the identity, which is optimal at V = W.
+
+    Args:
+        W: Anchors, (m, D).
+        classes: Labels (m,), particles of equal label are exchangeable; None: all are.
+    """
+    points = as_float64(W)
+    parts = []
+    for rows in class_rows(classes, len(points)):
+        anchor = Anchor(points[rows])
+        parts.append(ClassState(rows, anchor, initial_proof(anchor)))
+    return TransportState(torch.arange(len(points)), classes, tuple(parts))
 
 
-def assign(V: Tensor, W: Tensor, state: TransportState) -> tuple[Tensor, TransportState]:
-    """Return an optimal sigma (m,) for V and W, both (m, D), and the new state."""
-    sigma = solve(V, W, state.classes)
-    if torch.equal(sigma, state.sigma):
-        sigma = state.sigma
-    counts = state.counts + TransportCounts(solved=1)
-    return sigma, TransportState(sigma, state.classes, counts)
+def assign(
+    V: Tensor, state: TransportState, *, force: bool = False
+) -> tuple[Tensor, TransportState]:
+    """Return an assignment for V, optimal unless ``state.certified`` is False.
+
+    Where repairs are dear (hundreds of particles that move far) an assignment that failed its proof
+    may be kept for a few evaluations: it then gives an upper bound on W2^2, and majorise-minimise.
+
+    Args:
+        V: Moved particles, (m, D).
+        state: What :func:`start` or the last call returned.
+        force: Hold nothing: answer an optimal assignment (for classes up to LARGEST_EXACT).
+
+    Returns:
+        sigma (m,) and the new state; sigma is the same object while it stays the same.
+    """
+    points = as_float64(V)
+    parts, counts = [], state.counts
+    for part in state.parts:
+        updated, did = _assign_class(points[part.rows], part, force)
+        parts.append(updated)
+        counts = counts + did
+    sigma = state.sigma
+    changed = [
+        (new.rows, new.proof.sigma)
+        for new, old in zip(parts, state.parts, strict=True)
+        if new.proof.sigma is not old.proof.sigma
+    ]
+    if changed:
+        indices = sigma.numpy().copy()
+        for rows, local in changed:
+            members = np.arange(len(indices))[rows]
+            indices[rows] = members[local]
+        sigma = torch.from_numpy(indices)
+    return sigma, TransportState(sigma, state.classes, tuple(parts), counts)
 
 
 def solve(V: Tensor, W: Tensor, classes: Tensor | None) -> Tensor:
-    """Return argmin_sigma sum_i |V_i - W_sigma(i)|^2 inside the classes, by scipy, in float64."""
-    X, Y = (P.detach().to("cpu", torch.float64).numpy() for P in (V, W))
+    """Return argmin_sigma sum_i |V_i - W_sigma(i)|^2 inside the classes, from nothing, by scipy.
+
+    Ties prefer fixed points only as a whole: the identity is returned if nothing is better.
+
+    Args:
+        V: (m, D), finite.
+        W: (m, D), finite.
+        classes: Labels (m,) or None.
+    """
+    X, Y = as_float64(V), as_float64(W)
     sigma = np.arange(len(X))
-    labels = np.zeros(len(X), int) if classes is None else classes.cpu().numpy()
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        centre = Y[rows].mean(0)
-        x, y = X[rows] - centre, Y[rows] - centre
+    for rows in class_rows(classes, len(X)):
+        x, y = X[rows] - Y[rows].mean(0), Y[rows] - Y[rows].mean(0)
         cost = ((x[:, None] - y[None]) ** 2).sum(2)
         _, columns = linear_sum_assignment(cost)
-        if cost[np.arange(len(rows)), columns].sum() < np.trace(cost):  # ties prefer fixed points
-            sigma[rows] = rows[columns]
+        if cost[np.arange(len(x)), columns].sum() < np.trace(cost):
+            sigma[rows] = sigma[rows][columns]
     return torch.from_numpy(sigma)
 
 
-def is_certified(V: Tensor, W: Tensor, state: TransportState) -> bool:
-    """Return whether ``state.sigma`` is proved optimal for V and W, both (m, D)."""
-    return torch.equal(solve(V, W, state.classes), state.sigma)
+def is_certified(V: Tensor, state: TransportState) -> bool:
+    """Return whether the prices in force prove ``state.sigma`` optimal for V, (m, D)."""
+    points = as_float64(V)
+    return all(
+        _checked(part.anchor, part.proof, centred(points[part.rows])) is not None
+        for part in state.parts
+    )
+
+
+def as_float64(points: Tensor) -> Floats:
+    """Return a (m, D) tensor as a float64 array on the CPU, without a copy where it is one."""
+    return points.detach().to("cpu", torch.float64).numpy()
+
+
+def centred(points: Floats) -> Floats:
+    """Return ``points`` (m, D) minus their mean."""
+    centre: Floats = points - np.add.reduce(points, 0) / max(len(points), 1)
+    return centre
+
+
+def class_rows(classes: Tensor | None, m: int) -> list[slice | Integers]:
+    """Return the members of each class, as a slice where they are contiguous."""
+    if classes is None:
+        return [slice(0, m)]
+    labels = classes.detach().cpu().numpy()
+    found: list[slice | Integers] = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        first, last = int(members[0]), int(members[-1])
+        contiguous = last - first + 1 == len(members)
+        found.append(slice(first, last + 1) if contiguous else members)
+    return found
+
+
+def _assign_class(
+    points: Floats, part: ClassState, force: bool
+) -> tuple[ClassState, TransportCounts]:
+    """Prove, hold or repair the assignment of one class; ``points`` are its rows of V."""
+    V, anchor, proof = centred(points), part.anchor, part.proof
+    out = moved_rows(proof, V)
+    if not len(out):
+        kept = part if part.certified else replace(part, certified=True)
+        return kept, TransportCounts(certified=1)
+    holding = part.hold > 0 and not force
+    if holding or not np.isfinite(V).all():
+        return replace(part, hold=part.hold - 1, certified=False), TransportCounts()
+    unproved = proof.radii_sq[0] == UNPROVED
+    checked = None if unproved else _checked(anchor, proof, V, out)
+    if checked is not None:
+        return replace(part, proof=checked, hold=0, certified=True), TransportCounts(certified=1)
+    hold = _patience(len(V))
+    if len(V) > LARGEST_EXACT:
+        found = bijection(anchor, proof, V)
+        return replace(part, proof=found, hold=hold, certified=False), TransportCounts(repaired=1)
+    return (
+        replace(part, proof=repaired(anchor, proof, V), hold=hold, certified=True),
+        TransportCounts(repaired=1),
+    )
+
+
+def _checked(anchor: Anchor, proof: Proof, V: Floats, out: Integers | None = None) -> Proof | None:
+    """Return the proof with new balls for the rows that left theirs, None if one of them fails."""
+    out = moved_rows(proof, V) if out is None else out
+    if not len(out):
+        return proof
+    if len(V) > LARGEST_EXACT and len(out) > LARGEST_EXACT // 10:
+        return None  # checking that many rows would cost what a solve does
+    return recheck(anchor, proof, V, out)
+
+
+def _patience(m: int) -> int:
+    """Return for how many evaluations a repaired assignment of m particles is kept unchecked.
+
+    A repair costs O(m^2) and more, an evaluation of the network O(m). Up to a few hundred particles
+    every evaluation gets its own assignment; above, one in m/50, at most one in ten: held longer
+    the inner solver finds visibly worse minima.
+    """
+    return min(9, max(0, m // 50 - 1))

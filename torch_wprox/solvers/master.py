@@ -24,6 +24,7 @@ def simplex_qp(Q: Array, c: Array, start: Array | None = None, *, max_iter: int 
         Weights w (J,), zero off the face.
 
     Example:
+        >>> import numpy as np
         >>> simplex_qp(np.eye(2), np.zeros(2)).tolist()
         [0.5, 0.5]
     """
