@@ -25,7 +25,7 @@ def simplex_qp(Q: Array, c: Array, start: Array | None = None, *, max_iter: int 
 
     Example:
         >>> import numpy as np
-        >>> simplex_qp(np.eye(2), np.zeros(2)).tolist()
+        >>> simplex_qp(np.eye(2), np.zeros(2)).round(6).tolist()
         [0.5, 0.5]
     """
     size = len(c)
