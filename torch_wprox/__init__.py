@@ -2,7 +2,9 @@
 
 from torch_wprox.distances import EMD, Frobenius
 from torch_wprox.functional import prox, wasserstein_sq
+from torch_wprox.grid import GridLayer
 from torch_wprox.groups import particle_groups
+from torch_wprox.jko import EntropicJKO, JKOReport
 from torch_wprox.layers import MeanFieldLayer
 from torch_wprox.optimizers import FrobeniusProx, WassersteinProx
 from torch_wprox.proximal_point import ProximalPoint
@@ -12,9 +14,12 @@ from torch_wprox.solvers import GradientDescent
 __all__ = [
     "EMD",
     "Bound",
+    "EntropicJKO",
     "Frobenius",
     "FrobeniusProx",
     "GradientDescent",
+    "GridLayer",
+    "JKOReport",
     "MeanFieldLayer",
     "ProximalPoint",
     "Status",

@@ -21,6 +21,8 @@ class Status(StrEnum):
     """No lower value can be found at this floating-point precision."""
     MAX_EVAL = "max_eval"
     """All closure evaluations allowed for the step are used."""
+    MAX_ITER = "max_iter"
+    """All iterations allowed for the step are used."""
     NO_MOVE = "no_move"
     """Nothing may move: ``gamma`` is 0 or ``max_eval`` is 1."""
     NONFINITE = "nonfinite"

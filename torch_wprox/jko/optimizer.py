@@ -1,0 +1,304 @@
+"""JKO steps of a grid layer as a torch optimizer."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from torch_wprox.closure import CLOSURE_HELP, Closure, ClosureRunner, process_group_of
+from torch_wprox.grid import GridLayer, checked_measure
+from torch_wprox.guards import GradientWatch, checked_groups, checked_step_size
+from torch_wprox.jko.plan import Plan
+from torch_wprox.jko.report import JKOReport
+from torch_wprox.jko.step import MethodName, StepOptions, take_step
+from torch_wprox.proximal_point import DEFAULT_GAMMA
+from torch_wprox.report import Status
+
+# f is said to stall after this many steps that each lower it by less than a thousandth.
+_STALLED_STEPS, _STALLED_BY = 3, 1e-3
+
+_log = logging.getLogger(__name__)
+
+
+class EntropicJKO(Optimizer):
+    r"""Entropic JKO steps: the Wasserstein gradient flow of a :class:`~torch_wprox.GridLayer`.
+
+    .. math:: p_{t+1} = \arg\min_p\; W_\varepsilon(p, p_t) + \tau f(p), \qquad \tau = 2\gamma,
+
+    W_eps the entropic transport cost for c = |x - y|^2 inside every block (sign), f what the
+    closure returns. The mass of every block never changes; W_eps(p, q) + tau f(p) never rises (f
+    itself can when epsilon/tau is large: ``debiased`` steps never raise it). A step spreads mass
+    by a variance epsilon/2 along every axis, so let a step move mass over several cells.
+
+    Args:
+        layer: The grid layer; its ``weight`` is the only parameter of the optimizer.
+        gamma: Step size, >= 0 (0: no move), as in the proximal optimizers: f + W^2/(2 gamma).
+        epsilon: Entropic regularisation in squared units of the axes. None: 2 dx^2, dx the
+            largest spacing. Below dx^2 displacements lock to whole cells, and a warning says so.
+        lr: Another name of ``gamma``; ``gamma`` wins when both are given.
+        method: "newton": on the semi-dual, whose unknowns are the multipliers of the outputs;
+            "lbfgs": the same for many outputs (hundreds and more); "krylov": Newton-Krylov on the
+            grid, for a closure that uses the weights beside the output; "dykstra": the note's
+            Algorithm 1, corrected, for reference.
+        debiased: Take the Sinkhorn divergence instead of W_eps: no spreading, f never rises.
+        tolerance: On the relative residual; None: epsilon_machine^(5/8) of the weight's dtype,
+            2e-10 or 5e-5.
+        max_iterations: Of the method; None: 50 (newton, krylov), 500 (lbfgs), 20000 (dykstra).
+        max_rounds: Of a debiased step.
+        precision: dtype in which the step is computed, whatever the dtype of the weight.
+        process_group: As in the proximal optimizers. With several ranks only method="krylov".
+
+    Attributes:
+        report: The :class:`~torch_wprox.JKOReport` of the last step, None before the first.
+        plan: The entropic plan of the last step, None before the first.
+
+    Raises:
+        TypeError: ``layer`` is no GridLayer.
+        ValueError: An argument is out of range; the message says the remedy.
+
+    Example:
+        >>> import torch_wprox
+        >>> axis = torch.linspace(-4, 4, 11, dtype=torch.float64)
+        >>> layer = torch_wprox.GridLayer([axis, axis], dtype=torch.float64)
+        >>> x = torch.linspace(-0.5, 0.5, 5, dtype=torch.float64)[:, None]
+        >>> y = torch.sin(10 * x - torch.pi / 2) + 0.2 * x - 0.5
+        >>> opt = torch_wprox.EntropicJKO(layer, gamma=1.0, epsilon=1.0)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (layer(x) - y).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> round(opt.report.loss_before, 6), round(opt.report.loss_after, 6)
+        (0.736926, 0.571403)
+
+    Source: the note (Mercklé 2024), sections 9.1 and 11.2; Peyré, Entropic approximation of
+    Wasserstein gradient flows, 2015.
+    """
+
+    def __init__(
+        self,
+        layer: GridLayer,
+        gamma: float = DEFAULT_GAMMA,
+        epsilon: float | None = None,
+        *,
+        lr: float | Tensor | None = None,
+        method: MethodName = "newton",
+        debiased: bool = False,
+        tolerance: float | None = None,
+        max_iterations: int | None = None,
+        max_rounds: int = 100,
+        precision: torch.dtype = torch.float64,
+        process_group: Any = "auto",
+    ) -> None:
+        if not isinstance(layer, GridLayer):
+            raise TypeError(f"layer must be a torch_wprox.GridLayer, got {type(layer).__name__}")
+        if layer.weight.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"layer must have float32 or float64 weights, got {layer.weight.dtype}: fewer "
+                "digits lose mass"
+            )
+        from_lr = gamma is DEFAULT_GAMMA and lr is not None
+        step_size = checked_step_size("lr" if from_lr else "gamma", lr if from_lr else gamma)
+        finest = max(torch.finfo(t).eps for t in (precision, layer.weight.dtype))
+        self._options = StepOptions(
+            method=method,
+            epsilon=_checked_epsilon(epsilon, layer),
+            debiased=bool(debiased),
+            tolerance=finest**0.625 if tolerance is None else tolerance,
+            max_iterations=max_iterations,
+            max_rounds=max_rounds,
+            precision=precision,
+        )
+        process_group_of(process_group)
+        self.report: JKOReport | None = None
+        self.plan: Plan | None = None
+        self._layer = layer
+        self._process_group = process_group
+        self._watch = GradientWatch()
+        self._warned: set[str] = set()
+        self._stalled = 0
+        super().__init__([layer.weight], {"lr": step_size})
+
+    @property
+    def layer(self) -> GridLayer:
+        """The layer that the optimizer moves."""
+        return self._layer
+
+    @property
+    def epsilon(self) -> float:
+        """Entropic regularisation in force."""
+        return self._options.epsilon
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add the one group; refuse any other."""
+        if self.param_groups:
+            raise ValueError(
+                "EntropicJKO moves the weight of its layer and nothing else: give other parameters "
+                "an optimizer of their own"
+            )
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Any:
+        """Take one JKO step.
+
+        Args:
+            closure: Clears the gradients, computes the loss, calls backward, returns the loss. It
+                runs several times, the last time at the accepted weights.
+
+        Returns:
+            The first loss (at the anchor), detached.
+
+        Raises:
+            RuntimeError: ``closure`` is missing, returns no loss, or does not fit the method.
+                After an exception the weights are back at the anchor.
+            ValueError: The weights are no probability.
+        """
+        if closure is None:
+            raise RuntimeError(
+                f"EntropicJKO.step needs a closure:\n{CLOSURE_HELP}\n"
+                "Gradient scalers (precision 16-mixed, DeepSpeed) call step() without one: use "
+                'precision "bf16-mixed" or "32-true" there'
+            )
+        checked_groups(self.param_groups)
+        weight = self._weight()
+        checked_measure(weight)
+        if "accumulation" not in self._warned and self._watch.warn_if_foreign([weight]):
+            self._warned.add("accumulation")
+        group = process_group_of(self._process_group)
+        if group is not None and self._options.method != "krylov":
+            raise RuntimeError(
+                f'method="{self._options.method}" needs the outputs of all ranks in one process: '
+                'use method="krylov" with several ranks'
+            )
+        runner = ClosureRunner(closure, [weight], group)
+        anchor = weight.detach().clone()
+        try:
+            tau = 2.0 * float(self.param_groups[0]["lr"])
+            self.report, self.plan = take_step(self._layer, runner, tau, self._options)
+        except BaseException:
+            weight.copy_(anchor)
+            raise
+        finally:
+            runner.finish()
+        self._watch.remember([weight])
+        self._say_what_happened(self.report, weight)
+        return runner.first_loss
+
+    def _weight(self) -> Tensor:
+        weight: Tensor = self.param_groups[0]["params"][0]
+        if weight is not self._layer.weight:
+            raise RuntimeError(
+                "layer.weight is another tensor than when the optimizer was made "
+                "(load_state_dict(assign=True)?): make the optimizer again"
+            )
+        return weight
+
+    def _say_what_happened(self, report: JKOReport, weight: Tensor) -> None:
+        if report.status is Status.NONFINITE:
+            self._say_once(
+                "nonfinite",
+                f"the loss ({report.loss_before}) or its gradient is not finite at the weights: "
+                "they were not moved. report.status is 'nonfinite' at every such step, this warns "
+                "once",
+            )
+        elif report.status is Status.MAX_ITER:
+            self._say_once(
+                "max_iter",
+                f'method="{self._options.method}" ended after max_iterations='
+                f"{self._options.iterations} with residual {report.residual:.3g}; the measure has "
+                "the right mass. report.status is 'max_iter' at every such step, this warns once",
+            )
+        if report.status not in (Status.NONFINITE, Status.NO_MOVE):
+            self._watch_stall(report.loss_before, report.loss_after, weight)
+
+    def _watch_stall(self, before: float, after: float, weight: Tensor) -> None:
+        """Warn when f stalls although a larger M would lower it.
+
+        The output u is proportional to M: <grad h(u), u> = <grad f(p), p> is the derivative of f in
+        log M.
+        """
+        self._stalled = self._stalled + 1 if after > (1 - _STALLED_BY) * before else 0
+        if self._stalled < _STALLED_STEPS or weight.grad is None:
+            return
+        along_mass = float((weight.grad.double() * weight.double()).sum())
+        if along_mass < -_STALLED_BY * abs(after):
+            largest = float(self._layer.cells.norm(dim=1).max())
+            self._say_once(
+                "stall",
+                f"f stalls at {after:.6g} and a larger mass would lower it: the grid holds "
+                f"networks of path norm up to mass * max|w| = {self._layer.mass * largest:.6g} "
+                "only. Make the layer with a larger mass or wider axes",
+            )
+
+    def _say_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, stacklevel=6)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state: plain values, loads with ``weights_only=True``."""
+        state = super().state_dict()
+        state["jko"] = {
+            "method": self._options.method,
+            "debiased": self._options.debiased,
+            "epsilon": self.epsilon,
+            "stalled": self._stalled,
+        }
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state.
+
+        Raises:
+            ValueError: It was saved with another epsilon, method or debiasing.
+        """
+        saved = state_dict.get("jko", {})
+        for name in ("method", "debiased", "epsilon"):
+            own = getattr(self._options, name)
+            if saved.get(name, own) != own:
+                raise ValueError(
+                    f"the state was saved with {name}={saved[name]!r}, this optimizer has "
+                    f"{name}={own!r}: construct it with the same {name}"
+                )
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "jko"})
+        self._stalled = int(saved.get("stalled", 0))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all attributes: the base class would drop ours (hooks stay behind, as there)."""
+        kept = {k: v for k, v in self.__dict__.items() if not k.startswith("_optimizer_")}
+        kept["_watch"] = GradientWatch()
+        if not isinstance(self._process_group, str | None):
+            kept["_process_group"] = "auto"  # a group cannot leave its process
+        return kept
+
+    def __repr__(self) -> str:
+        """Say the options and the step size."""
+        return (
+            f"EntropicJKO(gamma={float(self.param_groups[0]['lr'])}, epsilon={self.epsilon}, "
+            f"method={self._options.method!r}, debiased={self._options.debiased})"
+        )
+
+
+def _checked_epsilon(epsilon: float | None, layer: GridLayer) -> float:
+    largest = max(layer.spacing)
+    if epsilon is None:
+        epsilon = 2 * largest**2 if largest > 0 else 1.0
+        _log.info("epsilon=None: took 2 dx^2 = %g", epsilon)
+        return epsilon
+    if not (math.isfinite(epsilon) and epsilon > 0):
+        raise ValueError(f"epsilon must be > 0 (or None: 2 dx^2), got {epsilon}")
+    if epsilon < largest**2:
+        warnings.warn(
+            f"epsilon={epsilon:g} is below dx^2 = {largest**2:g}: the grid locks, displacements "
+            "round to whole cells. Take epsilon >= dx^2 (epsilon=None: 2 dx^2) or a finer grid",
+            stacklevel=4,
+        )
+    return float(epsilon)
