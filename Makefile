@@ -55,7 +55,7 @@ bench: $(TEST_ENV)  ## Benchmarks: under 30 minutes on two cores.
 	$(PY) -m benchmarks
 
 gallery: $(TEST_ENV)  ## Run every example and rewrite docs/gallery: under 20 minutes on two cores.
-	$(PY) -m lightning_examples.gallery --out $(OUT)/gallery --commit docs/gallery
+	$(PY) -m lightning_examples.gallery --out $(OUT)/gallery --to docs/gallery
 
 docs: $(DEV_ENV)  ## The documentation, in docs/_build/html.
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html

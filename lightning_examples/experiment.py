@@ -17,12 +17,14 @@ import pytorch_lightning as pl
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from torch_wprox import MeanFieldLayer, StepReport
 
+Batch = tuple[Tensor, Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -42,6 +44,18 @@ def sinus(n: int = 5) -> tuple[Tensor, Tensor]:
     """Return x, y (n, 1) of the note's section 3: y = sin(10 x - pi/2) + .2 x - .5 on [-.5, .5]."""
     x = torch.linspace(-0.5, 0.5, n, dtype=torch.float64).unsqueeze(1)
     return x, torch.sin(10 * x - torch.pi / 2) + 0.2 * x - 0.5
+
+
+def diabetes(train: int = 354, seed: int = 0) -> tuple[Batch, Batch]:
+    """Return (x, y) for training and validation: scikit-learn's 442 patients, standardised.
+
+    x is (n, 10), y (n, 1); both have mean 0 and variance 1 on the training part.
+    """
+    features, target = load_diabetes(return_X_y=True, scaled=False)
+    data = torch.tensor(np.column_stack([features, target]), dtype=torch.get_default_dtype())
+    data = data[torch.from_numpy(np.random.default_rng(seed).permutation(len(data)))]
+    data = (data - data[:train].mean(0)) / data[:train].std(0)
+    return (data[:train, :-1], data[:train, -1:]), (data[train:, :-1], data[train:, -1:])
 
 
 def note_layer(m: int = 50, seed: int = 0, scale: float = 1e-2) -> MeanFieldLayer:
@@ -64,8 +78,10 @@ class Regression(pl.LightningModule):
     def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer, loss: Loss) -> None:
         super().__init__()
         self.model, self.make_optimizer, self.loss = model, make_optimizer, loss
+        self.evaluations = 0
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        self.evaluations += 1
         return self.loss(self.model, *batch)
 
     def configure_optimizers(self) -> Optimizer:
@@ -76,13 +92,13 @@ class Regression(pl.LightningModule):
 class FullBatch:
     """All data, ``steps`` times: any iterable with a length is a loader to Lightning."""
 
-    data: tuple[Tensor, Tensor]
+    data: Batch
     steps: int
 
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         return repeat(self.data, self.steps)
 
 
@@ -93,13 +109,16 @@ class Run:
     Attributes:
         model: The trained model.
         losses: F before the first step and after each, steps + 1 numbers.
-        positions: Particles before the first step and after each, (m, D) each; empty for models
-            without a measure.
+        validation: The loss on the validation data at the same times; empty without such data.
+        evaluations: Closure evaluations spent until then.
+        positions: Particles at the same times, (m, D) each; empty for models without a measure.
         reports: One report per step; empty for other optimizers.
     """
 
     model: Any
     losses: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    evaluations: list[int] = field(default_factory=list)
     positions: list[Tensor] = field(default_factory=list)
     reports: list[StepReport] = field(default_factory=list)
 
@@ -107,31 +126,36 @@ class Run:
 class _Record(pl.Callback):
     """Writes a :class:`Run` while the Trainer steps."""
 
-    def __init__(self, run: Run, loss: Loss, batch: tuple[Tensor, Tensor]) -> None:
-        self.run, self.loss, self.batch = run, loss, batch
+    def __init__(self, run: Run, loss: Loss, data: Batch, validation: Batch | None) -> None:
+        self.run, self.loss, self.data, self.validation = run, loss, data, validation
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.snapshot()
+        self.snapshot(module)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         report = getattr(trainer.optimizers[0], "report", None)
         if report is not None:
             self.run.reports.append(report)
-        self.snapshot()
+        self.snapshot(module)
 
     @torch.no_grad()
-    def snapshot(self) -> None:
-        self.run.losses.append(self.loss(self.run.model, *self.batch).item())
-        if isinstance(self.run.model, MeanFieldLayer):
-            self.run.positions.append(self.run.model.positions())
+    def snapshot(self, module: Any) -> None:
+        run = self.run
+        run.losses.append(self.loss(run.model, *self.data).item())
+        run.evaluations.append(module.evaluations)
+        if self.validation is not None:
+            run.validation.append(self.loss(run.model, *self.validation).item())
+        if hasattr(run.model, "positions"):
+            run.positions.append(run.model.positions())
 
 
 def train(
     model: nn.Module,
     make_optimizer: MakeOptimizer,
-    data: tuple[Tensor, Tensor],
+    data: Batch,
     steps: int,
     *,
+    validation: Batch | None = None,
     loss: Loss = mean_squared_error,
     callbacks: Sequence[pl.Callback] = (),
     progress: bool = False,
@@ -148,7 +172,7 @@ def train(
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=progress,
-        callbacks=[_Record(run, loss, data), *callbacks],
+        callbacks=[_Record(run, loss, data, validation), *callbacks],
     )
     with warnings.catch_warnings():
         # Lightning 2.6 asks torch >= 2.13 this way.

@@ -1,0 +1,38 @@
+"""Run every example in full and collect its figures and tables: ``make gallery``.
+
+python -m lightning_examples.gallery --to docs/gallery
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+EXAMPLES = ("two_points", "sinus", "diabetes")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=EXAMPLES, default=EXAMPLES)
+    parser.add_argument("--out", type=Path, default=Path("out/gallery"), help="work folder")
+    parser.add_argument("--to", type=Path, help="copy figures and tables here; none: leave them")
+    parser.add_argument("--fast", action="store_true", help="small runs")
+    args = parser.parse_args(argv)
+    for name in args.only:
+        began = time.perf_counter()
+        out = args.out / name
+        flags = ["--fast"] if args.fast else []
+        importlib.import_module(f"lightning_examples.{name}").main(["--out", str(out), *flags])
+        print(f"{name}: {time.perf_counter() - began:.0f} s\n")
+        if args.to is not None:
+            args.to.mkdir(parents=True, exist_ok=True)
+            for file in sorted(out.iterdir()):
+                shutil.copy2(file, args.to / file.name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The note's section 1: two points on a line, one of which has no gradient.
+
+    python -m lightning_examples.two_points
+
+f(x, y) = (x - 4)^2 / 2 from (x, y) = (0, 1). The Frobenius prox never moves y. The Wasserstein prox
+does once x passes y: the cheapest plan then sends the anchor 1 to x and 0 to y. g = m gamma.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from matplotlib import pyplot as plt
+from torch import Tensor, nn
+
+from lightning_examples import experiment
+from lightning_examples.experiment import Run
+from torch_wprox import FrobeniusProx, WassersteinProx, plotting
+
+STEP_SIZES = (0.05, 0.2, 0.5, 1.0, 10.0)
+START = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+EXACT: dict[str, Any] = {"solver": "gd", "max_eval": 400, "tolerance_grad": 1e-13}
+MAKE: dict[str, Any] = {
+    "Wasserstein": lambda p, g: WassersteinProx(p, g / 2, classes=None, **EXACT),
+    "Frobenius": lambda p, g: FrobeniusProx(p, g / 2, **EXACT),
+}
+
+
+class Points(nn.Module):  # the cloud {x, y} is one (m, D) = (2, 1) matrix
+    def __init__(self) -> None:
+        super().__init__()
+        self.points = nn.Parameter(START.clone())
+
+    def positions(self) -> Tensor:
+        return self.points.detach().clone()
+
+
+def f(model: Any, *_: Tensor) -> Any:
+    return (model.points[0, 0] - 4).square() / 2
+
+
+# %% What the theory says
+def predicted(name: str, g: float, steps: int) -> list[list[float]]:
+    """Iterates of a local inner descent: the swap happens once, in the step in which x passes y."""
+    way = [[0.0, 1.0]]
+    for _ in range(steps):
+        x, y = way[-1]
+        if name == "Wasserstein" and x <= y < (x + 4 * g) / (1 + g):
+            x, y = y, x
+        way.append([(x + 4 * g) / (1 + g), y])
+    return way
+
+
+# %% The figure: the iterates, and the first step seen from above
+def figure(runs: dict[tuple[str, float], Run], g: float = 0.2) -> Any:
+    fig, (left, right) = plt.subplots(1, 2)
+    for (name, size), run in runs.items():
+        x, y = torch.stack(run.positions).squeeze(2).T
+        line, label = ("o-", f"$g = {size:g}$") if name == "Wasserstein" else ("x:", None)
+        left.plot(x, y, line, ms=4, color=plotting.PALETTE[STEP_SIZES.index(size)], label=label)
+    left.set(xlabel="$x_t$ (solid: Wasserstein, dotted: Frobenius)", ylabel="$y_t$")
+    left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(STEP_SIZES))
+    x, y = torch.linspace(-0.5, 4, 200), torch.linspace(-0.5, 2.2, 200)[:, None]
+    plans = torch.minimum(x**2 + (y - 1) ** 2, (x - 1) ** 2 + y**2)
+    levels = right.contourf(x, y[:, 0], (x - 4) ** 2 / 2 + plans / (2 * g), 24)
+    fig.colorbar(levels, ax=right, label=r"$f + W_2^2 / (2\gamma)$, first step")
+    right.plot(0, 1, "wo", ms=9, mec="black", label="anchor $(x_0, y_0)$")
+    right.plot(4 * g / (1 + g), 1, "ws", ms=9, mec="black", label="local minimiser, identity")
+    right.plot((1 + 4 * g) / (1 + g), 0, "w*", ms=9, mec="black", label="global minimiser, swapped")
+    right.set(xlabel="$x$", ylabel=f"$y$  ($g = {g:g}$)")
+    right.legend(loc="lower left", bbox_to_anchor=(0, 1))
+    return left
+
+
+def main(argv: Sequence[str] | None = None) -> dict[tuple[str, float], Run]:
+    args = experiment.parser(__doc__, "two_points").parse_args(argv)
+    steps = 5 if args.fast else 40
+    runs = {
+        (name, g): experiment.train(Points(), partial(make, g=g), (START, START), steps, loss=f)
+        for name, make in MAKE.items()
+        for g in STEP_SIZES
+    }
+    rows = []
+    for (name, g), run in runs.items():
+        for t, theory in enumerate(predicted(name, g, steps)):
+            x, y = run.positions[t].flatten().tolist()
+            far = max(abs(x - theory[0]), abs(y - theory[1]))
+            rows += [{"descent": name, "g": g, "step": t, "x": x, "y": y, "error": far}]
+    experiment.print_table([row for row in rows if row["step"] in (1, 2, 5, steps)])
+    experiment.write_csv(args.out / "two_points.csv", rows)
+    with plotting.style():
+        experiment.save(figure(runs), args.out / "two_points.png", size=(11, 4))
+    return runs
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Every example runs, writes its figures, and the numbers that it claims hold."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pytest
+from matplotlib import pyplot as plt
+
+from lightning_examples import experiment
+from lightning_examples.gallery import EXAMPLES
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _no_window() -> Iterator[None]:
+    before = mpl.get_backend()
+    plt.switch_backend("agg")
+    yield
+    assert not plt.get_fignums()  # every example closes its figures
+    plt.switch_backend(before)
+
+
+def fast(name: str, out: Path, *flags: str) -> Any:
+    module = importlib.import_module(f"lightning_examples.{name}")
+    return module.main(["--fast", "--no-progress", "--out", str(out), *flags])
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_writes_every_file_that_the_gallery_holds(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fast(name, tmp_path)
+    written = {file.name for file in tmp_path.iterdir()}
+    assert {f"{name}.png", f"{name}.csv"} <= written
+    for file in tmp_path.glob("*.png"):
+        assert file.stat().st_size > 5_000, file.name  # an empty axes is smaller
+    held = ROOT / "docs" / "gallery"
+    for file in tmp_path.iterdir():
+        assert (held / file.name).exists(), f"{file.name} is new: run `make gallery`"
+    for ours, theirs in zip(
+        table(tmp_path / f"{name}.csv"), table(held / f"{name}.csv"), strict=False
+    ):
+        assert ours.keys() == theirs.keys()
+    assert capsys.readouterr().out.count("\n") > 2
+
+
+@pytest.mark.slow
+def test_two_points_follow_the_closed_forms(tmp_path: Path) -> None:
+    fast("two_points", tmp_path)
+    for row in table(tmp_path / "two_points.csv"):
+        # The inner solver stops at a relative residual of 1e-13, amplified by g = 10 at most.
+        assert float(row["error"]) < 1e-10, row
+    held = table(ROOT / "docs" / "gallery" / "two_points.csv")
+    assert max(float(row["error"]) for row in held) < 1e-10
+
+
+@pytest.mark.slow
+def test_sinus_descends_in_every_step_and_wasserstein_is_the_smaller_distance(
+    tmp_path: Path,
+) -> None:
+    runs = fast("sinus", tmp_path)
+    for run in runs.values():
+        assert run.losses == sorted(run.losses, reverse=True)
+        for report in run.reports:
+            assert report.objective <= report.loss_before
+            assert report.wasserstein_sq <= report.frobenius_sq
+
+
+@pytest.mark.slow
+def test_sinus_takes_the_flags_that_it_names(tmp_path: Path) -> None:
+    flags = "--m 6 --n 4 --gamma 0.1 --seed 3 --scale 0.5 --solver gd --steps 1".split()
+    runs = fast("sinus", tmp_path, *flags)
+    assert runs["Frobenius"].positions[0].shape == (6, 2)
+    assert len(runs["Frobenius"].reports) == 1
+
+
+@pytest.mark.slow
+def test_diabetes_spends_no_more_than_the_budget(tmp_path: Path) -> None:
+    runs = fast("diabetes", tmp_path)
+    for name, run in runs.items():
+        assert run.evaluations[-1] <= 60 * 1.1, name  # L-BFGS may finish its line search
+        assert run.losses[-1] < run.losses[0], name
+
+
+def test_diabetes_is_standardised_on_the_training_part_and_split_without_overlap() -> None:
+    (x, y), (x_val, y_val) = experiment.diabetes()
+    assert x.shape == (354, 10)
+    assert x_val.shape == (88, 10)
+    assert y.shape == (354, 1)
+    assert y_val.shape == (88, 1)
+    # float32 sums of 354 numbers of size 1
+    assert x.mean(0).abs().max() < 1e-5
+    assert (x.std(0) - 1).abs().max() < 1e-5
+    rows = {tuple(row) for row in x.tolist()}
+    assert not any(tuple(row) in rows for row in x_val.tolist())
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_is_short_and_says_how_to_run_it(name: str) -> None:
+    source = (ROOT / "lightning_examples" / f"{name}.py").read_text()
+    assert len(source.splitlines()) <= 100
+    assert f"python -m lightning_examples.{name}" in source
+    assert re.search(r"^# %% ", source, re.MULTILINE)
