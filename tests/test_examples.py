@@ -82,7 +82,8 @@ def test_sinus_descends_in_every_step_and_wasserstein_is_the_smaller_distance(
 
 @pytest.mark.slow
 def test_sinus_takes_the_flags_that_it_names(tmp_path: Path) -> None:
-    flags = "--m 6 --n 4 --gamma 0.1 --seed 3 --scale 0.5 --solver gd --steps 1".split()
+    wanted = {"m": 6, "n": 4, "gamma": 0.1, "seed": 3, "scale": 0.5, "solver": "gd", "steps": 1}
+    flags = [part for name, value in wanted.items() for part in (f"--{name}", str(value))]
     runs = fast("sinus", tmp_path, *flags)
     assert runs["Frobenius"].positions[0].shape == (6, 2)
     assert len(runs["Frobenius"].reports) == 1
