@@ -68,6 +68,7 @@ class ClosureRunner:
         self._is_random = False
         self.runs = 0
         self.first_loss: Any = None
+        self.last_loss: Tensor = torch.tensor(float("nan"))
 
     def __call__(self) -> Tensor:
         """Run the closure once.
@@ -98,7 +99,8 @@ class ClosureRunner:
                 for a, b in zip(self._random_start, self._random_end, strict=True)
             )
             self._require_shared_gradients()
-        return self._averaged(loss)
+        self.last_loss = self._averaged(loss)
+        return self.last_loss
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:

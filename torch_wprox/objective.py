@@ -188,6 +188,14 @@ class Objective:
         self._lowest = min(self._lowest, evaluation.value)
         return evaluation
 
+    def distance_hessian(self) -> Tensor:
+        """Return the diagonal of the distance term's Hessian, (N,): 1/(m gamma) if quadratic."""
+        parts = [
+            self.anchor.new_full((b.m * b.D,), b.curvature if b.distance.is_quadratic else 0.0)
+            for b in self.blocks
+        ]
+        return joined(parts)
+
     def equals(self, a: float, b: float) -> bool:
         """Return whether two values of P differ by no more than their rounding."""
         return abs(a - b) <= self._rounding * max(abs(a), abs(b))

@@ -167,9 +167,14 @@ class ProximalPoint(Optimizer):
         anchor = flat.read()
         grad = flat.read_grad(anchor)
 
+        evaluated_at = runner.runs
+
         def loss_and_grad(x: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal evaluated_at
             flat.write(x)
-            return runner(), flat.read_grad(x)
+            loss = runner()
+            evaluated_at = runner.runs
+            return loss, flat.read_grad(x)
 
         objective = Objective(
             flat.blocks(anchor, [group for _, group in movable], self._distance, runner.agree),
@@ -192,15 +197,19 @@ class ProximalPoint(Optimizer):
         memory = carry.recall(self._carried, loss, grad)
         status, memory = step.minimized(objective, self._solver, self._stopping, memory)
         accepted = objective.best
-        if accepted is not objective.last:
-            loss, grad = loss_and_grad(objective.project(accepted.point))
-        else:
-            grad = flat.read_grad(objective.project(accepted.point))
+        end = objective.project(accepted.point)
+        if accepted is not objective.last or runner.runs != evaluated_at:
+            loss_and_grad(end)  # logs, buffers and gradients are those of the accepted parameters
+        carried = (
+            None
+            if memory is None
+            else carry.Carried(memory, runner.last_loss.item(), flat.read_grad(end))
+        )
         if accepted is objective.start:
             _restore(parameters, snapshot)  # to the bit, whatever the coordinates of the view
         if status is Status.NONFINITE:
             self._say_nonfinite(objective.start.loss)
-        self._carried = None if memory is None else carry.Carried(memory, float(loss), grad)
+        self._carried = carried
         return step.report_of(objective, status, accepted, runner.runs)
 
     def _movable_views(self) -> list[tuple[particles.View, dict[str, Any]]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_wprox.objective import BudgetExhausted, Evaluation, Objective
 from torch_wprox.report import Status
 from torch_wprox.solvers.line_search import WeakWolfe
+from torch_wprox.solvers.memory import CurvaturePairs
 from torch_wprox.solvers.stopping import Stagnation, Stopping
 
 
@@ -27,11 +28,13 @@ class BFGS:
 
     Args:
         line_search: The weak Wolfe search.
+        remember: Curvature pairs of F that carry over to the next step.
 
     Source: Lewis & Overton, Nonsmooth optimization via quasi-Newton methods, 2013.
     """
 
     line_search: WeakWolfe = field(default_factory=WeakWolfe)
+    remember: int = 20
 
     name = "bfgs"
 
@@ -40,7 +43,10 @@ class BFGS:
     ) -> tuple[Status, dict[str, Any] | None]:
         """Descend until a rule of ``stopping`` holds, the budget ends or no direction descends."""
         current, stagnation = objective.start, Stagnation(objective)
+        pairs = CurvaturePairs(self.remember)
         H: Tensor | None = None
+        for s, y in pairs.recall(memory, objective):
+            H = updated(H, s, y)
         try:
             while (status := stopping.check(objective, current)) is None:
                 direction = (
@@ -51,16 +57,17 @@ class BFGS:
                 found, _ = self.line_search.search(objective, current, direction)
                 if found is current:
                     if H is None:
-                        return Status.STALLED, None
+                        return Status.STALLED, pairs.state()
                     H = None
                     continue
                 H = updated(H, found.point - current.point, found.grad - current.grad)
                 if stagnation.reached(current, found):
-                    return Status.STALLED, None
+                    return Status.STALLED, pairs.state()
+                pairs.note(current, found)
                 current = found
         except BudgetExhausted:
             status = Status.MAX_EVAL
-        return status, None
+        return status, pairs.state()
 
 
 def first_step(objective: Objective, current: Evaluation) -> float:

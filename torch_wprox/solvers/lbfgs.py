@@ -12,6 +12,7 @@ from torch_wprox.objective import BudgetExhausted, Objective
 from torch_wprox.report import Status
 from torch_wprox.solvers.bfgs import first_step
 from torch_wprox.solvers.line_search import WeakWolfe
+from torch_wprox.solvers.memory import CurvaturePairs
 from torch_wprox.solvers.stopping import Stagnation, Stopping
 
 
@@ -96,7 +97,10 @@ class LBFGS:
     ) -> tuple[Status, dict[str, Any] | None]:
         """Descend until a rule of ``stopping`` holds, the budget ends or no direction descends."""
         current, stagnation = objective.start, Stagnation(objective)
+        kept = CurvaturePairs(self.history)
         pairs = Pairs.empty(current.point)
+        for s, y in kept.recall(memory, objective):
+            pairs = pairs.appended(s, y, self.history)
         try:
             while (status := stopping.check(objective, current)) is None:
                 if len(pairs.S):
@@ -106,18 +110,19 @@ class LBFGS:
                 found, _ = self.line_search.search(objective, current, direction)
                 if found is current:
                     if not len(pairs.S):
-                        return Status.STALLED, None
+                        return Status.STALLED, kept.state()
                     pairs = Pairs.empty(current.point)
                     continue
                 pairs = pairs.appended(
                     found.point - current.point, found.grad - current.grad, self.history
                 )
                 if stagnation.reached(current, found):
-                    return Status.STALLED, None
+                    return Status.STALLED, kept.state()
+                kept.note(current, found)
                 current = found
         except BudgetExhausted:
             status = Status.MAX_EVAL
-        return status, None
+        return status, kept.state()
 
 
 def _bordered(matrix: Tensor, column: Tensor, row: Tensor, drop: int) -> Tensor:

@@ -1,0 +1,88 @@
+"""Curvature survives a step only where F is still the same function."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import closure_of, sinus_data, sinus_layer
+from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx, carry
+from torch_wprox.solvers.memory import CurvaturePairs
+
+
+def recalled(
+    optimizer: Any, batches: list[tuple[Tensor, Tensor]], layer: MeanFieldLayer
+) -> list[bool]:
+    """Whether each step was given the memory of the one before."""
+    given = []
+    recall = carry.recall
+
+    def spy(*args: Any) -> Any:
+        given.append(recall(*args))
+        return given[-1]
+
+    with mock.patch("torch_wprox.carry.recall", spy):
+        for x, y in batches:
+            optimizer.step(closure_of(layer, optimizer, x, y))
+    return [memory is not None for memory in given]
+
+
+@pytest.mark.parametrize("optimizer", [WassersteinProx, FrobeniusProx])
+@pytest.mark.parametrize("solver", ["bfgs", "lbfgs", "gd", "auto"])
+@pytest.mark.parametrize("max_eval", [7, 60])
+def test_full_batches_carry_over_whether_or_not_the_last_point_was_the_best(
+    optimizer: type, solver: str, max_eval: int
+) -> None:
+    layer = sinus_layer(m=10)
+    opt = optimizer(layer.parameters(), 1.0, solver=solver, max_eval=max_eval)
+    assert recalled(opt, [sinus_data()] * 4, layer) == [False, True, True, True]
+
+
+def test_another_batch_carries_nothing_over() -> None:
+    layer = sinus_layer(m=10)
+    x, y = sinus_data()
+    opt = WassersteinProx(layer.parameters(), 1.0, max_eval=20)
+    batches = [(x, y), (x[1:], y[1:]), (x[1:], y[1:]), (x, y)]
+    assert recalled(opt, batches, layer) == [False, False, True, False]
+
+
+def test_parameters_moved_by_hand_carry_nothing_over() -> None:
+    layer = sinus_layer(m=10)
+    opt = WassersteinProx(layer.parameters(), 1.0, max_eval=20)
+    assert recalled(opt, [sinus_data()], layer) == [False]
+    with torch.no_grad():
+        layer.particles.mul_(1.01)
+    assert recalled(opt, [sinus_data()], layer) == [False]
+
+
+def test_recalled_pairs_are_those_of_the_new_prox_objective() -> None:
+    # y_P = y_F + s/(m gamma): F's curvature with the distance term of the new gamma.
+    steps = torch.randn(3, 4, dtype=torch.float64)
+    memory = {"steps": steps, "differences": 2 * steps}
+    objective = mock.Mock()
+    objective.distance_hessian.return_value = torch.full((4,), 0.5, dtype=torch.float64)
+    for s, y in CurvaturePairs(20).recall(memory, objective):
+        assert torch.allclose(y, 2.5 * s)
+
+
+def test_carrying_over_saves_evaluations_on_a_full_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 4, dtype=torch.float64, generator=generator)
+    y = torch.sin(x.sum(1, keepdim=True))
+
+    def final() -> float:
+        layer = MeanFieldLayer(
+            4, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+        )
+        opt = FrobeniusProx(layer.parameters(), 100.0, solver="lbfgs", max_eval=20)
+        for _ in range(25):
+            opt.step(closure_of(layer, opt, x, y))
+        return float(opt.report.loss_after)
+
+    with mock.patch("torch_wprox.carry.recall", lambda *_: None):
+        forgetful = final()
+    assert final() < 0.5 * forgetful
