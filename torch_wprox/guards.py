@@ -17,8 +17,10 @@ def checked_step_size(name: str, value: Any) -> float | Tensor:
 
     Raises:
         TypeError: It is not a number.
-        ValueError: It is negative, infinite or NaN.
+        ValueError: It is negative, infinite or NaN, or a tensor of several elements.
     """
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
     try:
         number = float(value)
     except (TypeError, ValueError):
