@@ -222,6 +222,7 @@ def plot_trajectories(
         _activation_lines(ax, inputs)
     ax.set_xlabel(labels[0])
     ax.set_ylabel(labels[1])
+    ax.locator_params(axis="x", nbins=6)  # signed decimals are wide
     _legend_above(ax, columns=2)
     return ax
 
