@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "myst_parser",
     "mathml",
+    "plain_formulas",
 ]
 exclude_patterns = ["_build"]
 default_role = "code"
@@ -35,11 +36,12 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-autodoc_preserve_defaults = True
+autodoc_preserve_defaults = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_custom_sections = ["Shape"]
 
 # Pages
 html_theme = "furo"
