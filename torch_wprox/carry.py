@@ -49,9 +49,10 @@ def recall(carried: Carried | None, loss: Tensor, grad: Tensor) -> dict[str, Any
     """
     if carried is None or carried.grad.shape != grad.shape or carried.grad.dtype != grad.dtype:
         return None
-    if abs(carried.loss - loss.item()) > _SAME * abs(carried.loss):
+    # Negated, so that a NaN is never the same.
+    if not abs(carried.loss - loss.item()) <= _SAME * abs(carried.loss):
         return None
     before = carried.grad.to(grad.device)
-    if torch.linalg.vector_norm(before - grad) > _SAME * torch.linalg.vector_norm(grad):
+    if not torch.linalg.vector_norm(before - grad) <= _SAME * torch.linalg.vector_norm(grad):
         return None
     return {k: v.to(grad.device) if isinstance(v, Tensor) else v for k, v in carried.memory.items()}

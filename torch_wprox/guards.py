@@ -95,7 +95,8 @@ class GradientWatch:
                 "parameters have gradients from before the step. A proximal step evaluates its "
                 "closure several times and clears the gradients each time, so gradient "
                 "accumulation (accumulate_grad_batches > 1) solves another problem: compute the "
-                "whole batch inside the closure. If you called backward() outside it, remove that",
+                "whole batch inside the closure. If backward() ran outside it, or for "
+                "another optimizer, clear the gradients with zero_grad() before the step",
                 stacklevel=5,
             )
         return foreign
