@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from conftest import closure_of, sinus_data, sinus_layer
-from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx
+from torch_wprox import (
+    EntropicJKO,
+    FrobeniusProx,
+    GridLayer,
+    JKOReport,
+    MeanFieldLayer,
+    WassersteinProx,
+)
 from torch_wprox.lightning import ProxMonitor, TrajectoryCallback
 
 PACKAGES = ["pytorch_lightning", "lightning"]
@@ -192,6 +199,26 @@ def test_other_optimizers_are_left_alone(tmp_path: Path) -> None:
     trainer = trainer_of(L, tmp_path, callbacks=[ProxMonitor()], **options)
     trainer.fit(module_of(L, sinus_layer(), torch.optim.Adam), Batches(2))
     assert not trainer.callback_metrics
+
+
+def test_a_grid_layer_is_monitored_and_recorded_too(tmp_path: Path) -> None:
+    L = importlib.import_module("pytorch_lightning")
+    axis = torch.linspace(-2, 2, 5, dtype=torch.float64)
+    layer = GridLayer([axis, axis], mass=40.0, dtype=torch.float64)
+    callback = TrajectoryCallback("layer")
+    trainer = trainer_of(L, tmp_path, callbacks=[ProxMonitor(), callback])
+    module = module_of(L, layer, lambda _: EntropicJKO(layer, gamma=1.0, epsilon=1.0))
+    trainer.fit(module, Batches(2))
+    assert callback.recorder is not None
+    last = callback.recorder.reports()[-1]
+    assert isinstance(last, JKOReport)
+    # callback_metrics holds float32.
+    assert trainer.callback_metrics["prox/wasserstein_eps"].item() == pytest.approx(
+        last.wasserstein_eps, rel=1e-6
+    )
+    assert "prox/wasserstein_sq" not in trainer.callback_metrics
+    assert callback.recorder.masses().shape[0] == 3
+    assert not torch.equal(callback.recorder.masses()[0], callback.recorder.masses()[-1])
 
 
 def test_several_optimizers_are_told_apart_by_their_index(tmp_path: Path) -> None:

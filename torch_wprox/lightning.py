@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from torch_wprox.recording import TrajectoryRecorder, numbers_of
+from torch_wprox.jko.report import JKOReport
+from torch_wprox.recording import Report, TrajectoryRecorder, numbers_of
 from torch_wprox.report import StepReport
 
 if TYPE_CHECKING:
@@ -45,8 +46,10 @@ DEFAULT_METRICS = (
     "objective",
     "distance_sq",
     "wasserstein_sq",
+    "wasserstein_eps",
     "frobenius_sq",
     "permuted_fraction",
+    "mean_displacement",
     "residual",
     "evaluations",
     "lower_bound",
@@ -70,12 +73,13 @@ class ProxMonitor(Callback):
     is short.
 
     Args:
-        metrics: Fields of :class:`StepReport` to log; those that are None in a report are skipped.
+        metrics: Fields of :class:`StepReport` and :class:`JKOReport` to log; what a report does not
+            have, or has as None, is skipped.
         prefix: Of the logged names; with several optimizers the index follows: "prox/1/".
         prog_bar: Fields to show in the progress bar as well.
 
     Raises:
-        ValueError: A metric is not a number of :class:`StepReport`.
+        ValueError: A metric is not a number of either report.
 
     Example:
         >>> monitor = ProxMonitor(metrics=("loss_after", "wasserstein_sq"))
@@ -96,7 +100,7 @@ class ProxMonitor(Callback):
         self.metrics = tuple(metrics)
         self.prefix = prefix
         self.prog_bar = tuple(prog_bar)
-        self._logged: dict[int, StepReport] = {}
+        self._logged: dict[int, Report] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse the settings before the first step."""
@@ -125,7 +129,7 @@ class ProxMonitor(Callback):
             prefix = f"{self.prefix}{index}/" if several else self.prefix
             numbers = numbers_of(report)
             for name in dict.fromkeys((*self.metrics, *self.prog_bar)):
-                if numbers[name] is not None:
+                if numbers.get(name) is not None:
                     # batch_size is given so that Lightning need not guess it from the batch.
                     pl_module.log(
                         prefix + name,
@@ -216,8 +220,8 @@ class TrajectoryCallback(Callback):
             self.recorder.to_csv(self._csv)
 
 
-def _reports(trainer: Trainer) -> Iterator[tuple[int, StepReport]]:
+def _reports(trainer: Trainer) -> Iterator[tuple[int, Report]]:
     for index, optimizer in enumerate(trainer.optimizers):
         report = getattr(optimizer, "report", None)
-        if isinstance(report, StepReport):
+        if isinstance(report, StepReport | JKOReport):
             yield index, report

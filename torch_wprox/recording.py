@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from torch_wprox.groups import particle_groups
+from torch_wprox.jko.report import JKOReport
 from torch_wprox.layers import MeanFieldLayer
 from torch_wprox.particles import views_of_group
-from torch_wprox.report import StepReport, TransportCounts
+from torch_wprox.report import StepReport
 
-_NO_SCALARS = ("assignment", "transport")
+Report = StepReport | JKOReport
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class TrajectoryRecorder:
         self._inputs = inputs
         self._every = every
         self._calls = 0
-        self._reports: list[tuple[int, StepReport]] = []
+        self._reports: list[tuple[int, Report]] = []
         self.names = tuple(name for name, _, _ in _clouds(model))
         if not self.names:
             raise ValueError(
@@ -85,7 +86,7 @@ class TrajectoryRecorder:
             )
 
     @torch.no_grad()
-    def record(self, report: StepReport | None = None) -> None:
+    def record(self, report: Report | None = None) -> None:
         """Record the model now; ``report`` is that of the step that led here."""
         time, self._calls = self._calls, self._calls + 1
         if report is not None:
@@ -140,7 +141,7 @@ class TrajectoryRecorder:
             raise RuntimeError("no outputs were recorded: give the recorder inputs=")
         return self._stacked(found)
 
-    def reports(self) -> list[StepReport]:
+    def reports(self) -> list[Report]:
         """The reports of all steps, oldest first."""
         return [report for _, report in self._reports]
 
@@ -175,8 +176,8 @@ class TrajectoryRecorder:
         return torch.stack(list(found))
 
 
-def numbers_of(report: StepReport) -> dict[str, Any]:
-    """Return the scalars of a report, and the transport counts, as a flat dict.
+def numbers_of(report: Report) -> dict[str, Any]:
+    """Return the scalars of a report, and its transport counts, as a flat dict.
 
     Example:
         >>> from torch_wprox.step import unmoved
@@ -185,11 +186,15 @@ def numbers_of(report: StepReport) -> dict[str, Any]:
         >>> numbers["status"], numbers["loss_after"], numbers["transport_solved"]
         ('no_move', 1.0, 0)
     """
-    numbers = {f.name: getattr(report, f.name) for f in fields(report)}
-    numbers = {name: value for name, value in numbers.items() if name not in _NO_SCALARS}
-    numbers["status"] = str(report.status)
-    counts = {f.name: getattr(report.transport, f.name) for f in fields(TransportCounts)}
-    return {**numbers, **{f"transport_{name}": count for name, count in counts.items()}}
+    values = {f.name: getattr(report, f.name) for f in fields(report)}
+    numbers = {n: v for n, v in values.items() if v is None or isinstance(v, bool | int | float)}
+    numbers.pop("assignment", None)
+    counts = asdict(report.transport) if isinstance(report, StepReport) else {}
+    return {
+        "status": str(report.status),
+        **numbers,
+        **{f"transport_{name}": count for name, count in counts.items()},
+    }
 
 
 def write_csv(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
