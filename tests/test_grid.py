@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.conftest import sinus_data
+from conftest import sinus_data
 from torch_wprox import GridLayer, MeanFieldLayer
 from torch_wprox.binning import deposit, place, shares
 

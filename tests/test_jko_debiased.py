@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from test_jko_methods import Loss, plane, solve, squared
 from torch import Tensor
 
-from tests.test_jko_methods import Loss, plane, solve, squared
 from torch_wprox.jko.debiased import Debiased, self_potential, solve_debiased
 from torch_wprox.jko.plan import plan_of, transport_cost
 from torch_wprox.jko.problem import JKOProblem, OutputMap, Solution

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.conftest import sinus_data
+from conftest import sinus_data
 from torch_wprox import Status
 from torch_wprox.jko.dykstra import solve_dykstra
 from torch_wprox.jko.kernel import GridKernel
