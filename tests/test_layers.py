@@ -17,11 +17,6 @@ FROZEN = ["signed", "clouds"]
 TRAINED = ["joint", "sphere", "radial"]
 
 
-@pytest.fixture(autouse=True)
-def _same_numbers_every_time():
-    torch.manual_seed(0)
-
-
 def make(form, **options):
     options = {"width": 8, "out_features": 2, "dtype": torch.float64, **options}
     return MeanFieldLayer(3, parameterization=form, **options)

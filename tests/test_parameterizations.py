@@ -17,11 +17,6 @@ Y = torch.tensor([-0.3, 0.0, 0.5], dtype=torch.float64)
 M, D = W.shape
 
 
-@pytest.fixture(autouse=True)
-def _same_numbers_every_time():
-    torch.manual_seed(0)
-
-
 def network(form, w=W, alpha=ALPHA):
     return MeanFieldLayer.from_neurons(w, alpha, parameterization=form)
 

@@ -15,11 +15,6 @@ from torch_wprox.particles import layout_of, particle_groups, views_of_group
 FORMS = ["joint", "signed", "clouds", "sphere", "radial"]
 
 
-@pytest.fixture(autouse=True)
-def _same_numbers_every_time():
-    torch.manual_seed(0)
-
-
 def mlp(*sizes, bias=True, activation=nn.ReLU):
     layers = []
     for a, b in itertools.pairwise(sizes):
