@@ -197,6 +197,7 @@ def save(ax: Axes, path: Path, size: tuple[float, float]) -> None:
     figure.set_size_inches(*size)
     figure.savefig(path)
     plt.close(figure)
+    print(f"wrote {path}")
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

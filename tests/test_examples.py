@@ -80,6 +80,21 @@ def test_sinus_descends_in_every_step_and_wasserstein_is_the_smaller_distance(
             assert report.wasserstein_sq <= report.frobenius_sq
 
 
+def test_the_gallery_page_of_sinus_says_what_its_table_says() -> None:
+    page = (ROOT / "docs" / "gallery" / "sinus.md").read_text()
+    rows = table(ROOT / "docs" / "gallery" / "sinus.csv")
+    last = {row["descent"]: float(row["loss_after"]) for row in rows}
+    for name in ("Wasserstein", "Frobenius"):
+        assert f"{last[name]:.3f}".lstrip("0").rstrip("0") in page, name
+    solved = [row for row in rows if row["descent"] == "global"]
+    assert last["global"] < 1e-7
+    assert "10^{-7}" in page
+    assert all(float(row["gap"]) < 4e-4 for row in solved)
+    assert "4\\cdot10^{-4}" in page
+    assert max(int(row["evaluations"]) for row in solved) <= 10
+    assert "ten evaluations" in page
+
+
 @pytest.mark.slow
 def test_sinus_takes_the_flags_that_it_names(tmp_path: Path) -> None:
     wanted = {"m": 6, "n": 4, "gamma": 0.1, "seed": 3, "scale": 0.5, "solver": "gd", "steps": 1}
