@@ -95,6 +95,20 @@ def test_the_gallery_page_of_sinus_says_what_its_table_says() -> None:
     assert "ten evaluations" in page
 
 
+def test_the_gallery_page_of_diabetes_says_what_its_table_says() -> None:
+    page = (ROOT / "docs" / "gallery" / "diabetes.md").read_text()
+    rows = {row["optimizer"]: row for row in table(ROOT / "docs" / "gallery" / "diabetes.csv")}
+    for name, column, digits in (
+        ("LBFGS", "validation loss", 2),
+        ("Adam", "best validation loss", 3),
+        ("Adam", "validation loss", 2),
+        ("WassersteinProx", "validation loss", 2),
+    ):
+        assert f"{float(rows[name][column]):.{digits}f}".lstrip("0") in page, (name, column)
+    assert rows["WassersteinProx"] | {"optimizer": ""} == rows["FrobeniusProx"] | {"optimizer": ""}
+    assert all(int(row["evaluations"]) <= 2000 for row in rows.values())
+
+
 @pytest.mark.slow
 def test_sinus_takes_the_flags_that_it_names(tmp_path: Path) -> None:
     wanted = {"m": 6, "n": 4, "gamma": 0.1, "seed": 3, "scale": 0.5, "solver": "gd", "steps": 1}
