@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
+import json
 import pickle
 import warnings
 from collections.abc import Callable
@@ -329,6 +331,17 @@ def test_param_groups_hold_plain_values_only() -> None:
 @pytest.mark.parametrize("optimizer", BOTH)
 def test_gamma_wins_over_lr(optimizer: type, kwargs: dict[str, float], expected: float) -> None:
     assert optimizer([parameter()], **kwargs).param_groups[0]["lr"] == expected
+
+
+@pytest.mark.parametrize("optimizer", BOTH)
+def test_defaults_survive_a_configuration_file(optimizer: type) -> None:
+    # A tool that writes all arguments and reads them back must not turn "not given" into "given".
+    arguments = inspect.signature(optimizer).parameters
+    written = {k: v.default for k, v in arguments.items() if k != "params"}
+    read = json.loads(json.dumps(written))
+    assert read == written
+    assert optimizer([parameter()], **{**read, "lr": 0.3}).param_groups[0]["lr"] == 0.3
+    assert optimizer([parameter()], **read).param_groups[0]["lr"] == 1.0
 
 
 def test_gamma_and_lr_in_one_group_must_agree() -> None:

@@ -30,6 +30,17 @@ def checked_step_size(name: str, value: Any) -> float | Tensor:
     return value if isinstance(value, Tensor) else number
 
 
+def chosen_step_size(gamma: float | None, lr: float | Tensor | None) -> float | Tensor:
+    """Return the step size that the two names mean: ``gamma`` wins, then ``lr``, then 1.
+
+    "Not given" is None and no special number: tools that write the arguments of an optimizer into a
+    configuration file and read them back (LightningCLI) keep it.
+    """
+    if gamma is None and lr is not None:
+        return checked_step_size("lr", lr)
+    return checked_step_size("gamma", 1.0 if gamma is None else gamma)
+
+
 def checked_weight_decay(value: Any) -> float:
     """Return ``value`` if it is a finite number >= 0.
 

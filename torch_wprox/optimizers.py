@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from torch_wprox.distances import Distance
-from torch_wprox.proximal_point import DEFAULT_GAMMA, ProximalPoint
+from torch_wprox.proximal_point import ProximalPoint
 from torch_wprox.solvers import Solver
 
 MAX_EVAL = 100
@@ -26,7 +26,8 @@ class WassersteinProx(ProximalPoint):
 
     Args:
         params: Parameters, named parameters or groups, as for any torch optimizer.
-        gamma: Step size, >= 0 (0: no move). As gamma -> 0 a cloud moves by -m gamma grad F.
+        gamma: Step size, >= 0 (0: no move), 1 by default. As gamma -> 0 a cloud moves by
+            -m gamma grad F.
         lr: Another name of ``gamma`` for tools that pass it; ``gamma`` wins when both are given.
         distance: "emd" (exact), "sinkhorn", "sliced", or an object with options of its own.
         solver: "auto", "gd", "adam", "bfgs", "lbfgs", "global", or an object with options.
@@ -64,7 +65,7 @@ class WassersteinProx(ProximalPoint):
     def __init__(
         self,
         params: Any,
-        gamma: float = DEFAULT_GAMMA,
+        gamma: float | None = None,
         *,
         lr: float | Tensor | None = None,
         distance: str | Distance = "emd",
@@ -101,7 +102,8 @@ class FrobeniusProx(ProximalPoint):
 
     Args:
         params: Parameters, named parameters or groups, as for any torch optimizer.
-        gamma: Step size, >= 0 (0: no move). As gamma -> 0 a cloud moves by -m gamma grad F.
+        gamma: Step size, >= 0 (0: no move), 1 by default. As gamma -> 0 a cloud moves by
+            -m gamma grad F.
         lr: Another name of ``gamma`` for tools that pass it; ``gamma`` wins when both are given.
         solver: "auto", "gd", "adam", "bfgs", "lbfgs", "global", or an object with options.
         weight_decay: F gets (weight_decay/2)|V|^2, in closed form inside the prox (implicit).
@@ -133,7 +135,7 @@ class FrobeniusProx(ProximalPoint):
     def __init__(
         self,
         params: Any,
-        gamma: float = DEFAULT_GAMMA,
+        gamma: float | None = None,
         *,
         lr: float | Tensor | None = None,
         solver: str | Solver = "auto",

@@ -18,6 +18,7 @@ from torch_wprox.guards import (
     checked_groups,
     checked_step_size,
     checked_weight_decay,
+    chosen_step_size,
     warn_if_coarse,
 )
 from torch_wprox.live import live_layers
@@ -25,13 +26,6 @@ from torch_wprox.objective import Objective
 from torch_wprox.oracle import output_problem
 from torch_wprox.report import Status, StepReport
 from torch_wprox.solvers import Solver, Stopping
-
-
-class _Default(float):
-    """A default that can be told from the same number given by the user."""
-
-
-DEFAULT_GAMMA = _Default(1.0)
 
 
 class ProximalPoint(Optimizer):
@@ -56,7 +50,7 @@ class ProximalPoint(Optimizer):
     def __init__(
         self,
         params: Any,
-        gamma: float,
+        gamma: float | None,
         *,
         lr: float | Tensor | None,
         distance: str | Distance,
@@ -68,8 +62,7 @@ class ProximalPoint(Optimizer):
         inexact: float | None,
         process_group: Any,
     ) -> None:
-        from_lr = gamma is DEFAULT_GAMMA and lr is not None
-        step_size = checked_step_size("lr" if from_lr else "gamma", lr if from_lr else gamma)
+        step_size = chosen_step_size(gamma, lr)
         if isinstance(max_eval, bool) or not isinstance(max_eval, int) or max_eval < 1:
             raise ValueError(f"max_eval must be an integer >= 1, got {max_eval!r}")
         self.report: StepReport | None = None

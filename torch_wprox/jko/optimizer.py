@@ -13,11 +13,10 @@ from torch.optim import Optimizer
 
 from torch_wprox.closure import CLOSURE_HELP, Closure, ClosureRunner, process_group_of
 from torch_wprox.grid import GridLayer, checked_measure
-from torch_wprox.guards import GradientWatch, checked_groups, checked_step_size
+from torch_wprox.guards import GradientWatch, checked_groups, chosen_step_size
 from torch_wprox.jko.plan import Plan
 from torch_wprox.jko.report import JKOReport
 from torch_wprox.jko.step import MethodName, StepOptions, take_step
-from torch_wprox.proximal_point import DEFAULT_GAMMA
 from torch_wprox.report import Status
 
 # f is said to stall after this many steps that each lower it by less than a thousandth.
@@ -38,7 +37,8 @@ class EntropicJKO(Optimizer):
 
     Args:
         layer: The grid layer; its ``weight`` is the only parameter of the optimizer.
-        gamma: Step size, >= 0 (0: no move), as in the proximal optimizers: f + W^2/(2 gamma).
+        gamma: Step size, >= 0 (0: no move), 1 by default, as in the proximal optimizers:
+            f + W^2/(2 gamma).
         epsilon: Entropic regularisation in squared units of the axes. None: 2 dx^2, dx the
             largest spacing. Below dx^2 displacements lock to whole cells, and a warning says so.
         lr: Another name of ``gamma``; ``gamma`` wins when both are given.
@@ -85,7 +85,7 @@ class EntropicJKO(Optimizer):
     def __init__(
         self,
         layer: GridLayer,
-        gamma: float = DEFAULT_GAMMA,
+        gamma: float | None = None,
         epsilon: float | None = None,
         *,
         lr: float | Tensor | None = None,
@@ -104,8 +104,7 @@ class EntropicJKO(Optimizer):
                 f"layer must have float32 or float64 weights, got {layer.weight.dtype}: fewer "
                 "digits lose mass"
             )
-        from_lr = gamma is DEFAULT_GAMMA and lr is not None
-        step_size = checked_step_size("lr" if from_lr else "gamma", lr if from_lr else gamma)
+        step_size = chosen_step_size(gamma, lr)
         finest = max(torch.finfo(t).eps for t in (precision, layer.weight.dtype))
         self._options = StepOptions(
             method=method,
