@@ -5,9 +5,11 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,6 +59,12 @@ def test_every_public_name_exists_and_has_a_docstring() -> None:
     for name in torch_wprox.__all__:
         assert getattr(torch_wprox, name).__doc__, name
     assert sorted(torch_wprox.__all__) == sorted(set(torch_wprox.__all__))
+
+
+def test_every_public_name_is_on_the_api_page() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
+    documented = set(re.findall(r"auto(?:class|function)::\s+(?:torch_wprox\.)?(\S+)", page))
+    assert not set(torch_wprox.__all__) - documented, "add them to docs/api.md"
 
 
 def test_version_is_that_of_the_distribution() -> None:
