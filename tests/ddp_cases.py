@@ -223,6 +223,18 @@ def forgotten_wrapper(rank: int, world: int) -> str:
     return "no error"
 
 
+def global_solver(rank: int, world: int) -> str:
+    """The outputs of all data are in no process: every rank must say so."""
+    layer = sinus_layer(m=10)
+    model = DistributedDataParallel(layer)
+    opt = optimizer_of(model, "emd", "global")
+    try:
+        train(model, opt, *data(rank, world), steps=1)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
 def float_losses(rank: int, world: int) -> dict[str, Any]:
     """A closure that returns a float is averaged as well."""
     layer = Waves()
@@ -341,6 +353,7 @@ CASES: dict[str, Callable[[int, int], Any]] = {
         alone_in_the_group,
         subgroup,
         forgotten_wrapper,
+        global_solver,
         float_losses,
         dropout,
         batch_norm,

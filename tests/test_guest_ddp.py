@@ -137,6 +137,11 @@ def test_a_model_that_is_not_wrapped_is_refused_on_all_ranks(ranks: Results) -> 
         assert "restored: True" in r["forgotten_wrapper"]
 
 
+def test_the_global_solver_is_refused_on_all_ranks(ranks: Results) -> None:
+    for r in ranks:
+        assert "closure of one process" in r["global_solver"]
+
+
 def test_float_losses_are_averaged(ranks: Results) -> None:
     found = [r["float_losses"] for r in ranks]
     assert_all_equal([f["end"] for f in found])
