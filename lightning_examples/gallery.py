@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-EXAMPLES = ("two_points", "sinus", "diabetes")
+EXAMPLES = ("two_points", "sinus", "diabetes", "grid")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
