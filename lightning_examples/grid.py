@@ -58,7 +58,7 @@ def density(ax: Axes, layer: GridLayer, sign: float, opt: EntropicJKO | None = N
         q = opt.plan.q[int(sign < 0)]
         held = (q > 0.02 * q.max()) & (torch.arange(q.numel()).view_as(q) % 3 == 0)
         cells, ways = layer.cells.view(*q.shape, 2)[held].t(), 3 * moved[:, held]
-        ax.quiver(*cells.numpy(), *ways.numpy(), angles="xy", scale_units="xy", scale=1, width=0.004)
+        ax.quiver(*cells.numpy(), *ways.numpy(), angles="xy", scale_units="xy", scale=1)
 
 
 def figures(runs: dict[str, Run], made: dict[str, EntropicJKO], args: argparse.Namespace) -> None:
