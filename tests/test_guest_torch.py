@@ -397,6 +397,32 @@ def test_gamma_zero_evaluates_once_and_does_not_move(optimizer: type) -> None:
     assert (opt.report.status, opt.report.evaluations) == (Status.NO_MOVE, 1)
 
 
+@pytest.mark.parametrize("optimizer", BOTH)
+@pytest.mark.parametrize("max_eval", [1, 2, 3, 7])
+def test_the_last_of_at_most_max_eval_evaluations_is_at_the_accepted_parameters(
+    optimizer: type, max_eval: int
+) -> None:
+    x, y = sinus_data()
+    layer = sinus_layer()
+    opt = optimizer(layer.parameters(), max_eval=max_eval)
+    before, seen = layer.particles.detach().clone(), []
+    inner = closure_of(layer, opt, x, y)
+
+    def closure() -> Tensor:
+        seen.append(layer.particles.detach().clone())
+        return inner()
+
+    opt.step(closure)
+    assert len(seen) == opt.report.evaluations <= max_eval
+    assert torch.equal(seen[-1], layer.particles)
+    if max_eval == 1:
+        assert torch.equal(layer.particles, before)
+        assert opt.report.status is Status.NO_MOVE
+    left = layer.particles.grad.clone()
+    inner()
+    assert torch.equal(layer.particles.grad, left)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
