@@ -161,7 +161,8 @@ class ClosureRunner:
         if self._world == 1:
             return
         grads = [p.grad for p in self._parameters if p.grad is not None and not p.grad.is_sparse]
-        norm = math.hypot(*(torch.linalg.vector_norm(g).item() for g in grads))
+        norms = [torch.linalg.vector_norm(g).to(self._device, torch.float64) for g in grads]
+        norm = torch.stack(norms).norm().item() if norms else 0.0  # one synchronisation
         norm = norm if math.isfinite(norm) else math.inf  # maxima of NaN are not defined
         extremes = torch.tensor([norm, -norm], dtype=torch.float64, device=self._device)
         dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=self._group)
