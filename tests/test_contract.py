@@ -8,11 +8,11 @@ import math
 import pytest
 import torch
 
-from torch_wprox import FrobeniusProx, MeanFieldLayer, Status, WassersteinProx, distances, solvers
+from torch_wprox import FrobeniusProx, MeanFieldLayer, Status, WassersteinProx, catalog, solvers
 from torch_wprox.particles import views_of_group
 
 FORMS = ["joint", "signed", "clouds", "sphere", "radial"]
-DISTANCES, SOLVERS = list(distances._BY_NAME), list(dict.fromkeys(["auto", *solvers._BY_NAME]))
+DISTANCES, SOLVERS = list(catalog._BY_NAME), list(dict.fromkeys(["auto", *solvers._BY_NAME]))
 
 
 def is_supported(distance, solver, form):
@@ -198,7 +198,7 @@ def test_points_without_a_finite_loss_are_rejected(distance, solver, form):
     assert all(p.isfinite().all() for p in layer.parameters())
 
 
-@pytest.mark.parametrize("distance", distances._BY_NAME)
+@pytest.mark.parametrize("distance", catalog._BY_NAME)
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_moves_from_an_anchor_without_a_finite_loss(distance, form):
     layer, x, y = problem(form)

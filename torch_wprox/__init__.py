@@ -9,19 +9,27 @@ from torch_wprox.layers import MeanFieldLayer
 from torch_wprox.optimizers import FrobeniusProx, WassersteinProx
 from torch_wprox.proximal_point import ProximalPoint
 from torch_wprox.report import Bound, Status, StepReport, TransportCounts
-from torch_wprox.solvers import GradientDescent
+from torch_wprox.sinkhorn import Sinkhorn
+from torch_wprox.sliced import Sliced
+from torch_wprox.solvers import BFGS, LBFGS, FirstOrder, Global, GradientDescent
 
 __all__ = [
+    "BFGS",
     "EMD",
+    "LBFGS",
     "Bound",
     "EntropicJKO",
+    "FirstOrder",
     "Frobenius",
     "FrobeniusProx",
+    "Global",
     "GradientDescent",
     "GridLayer",
     "JKOReport",
     "MeanFieldLayer",
     "ProximalPoint",
+    "Sinkhorn",
+    "Sliced",
     "Status",
     "StepReport",
     "TransportCounts",

@@ -81,7 +81,9 @@ class Distance(Protocol):
         """Restore what :meth:`state_dict` returned."""
 
 
-class _Stateless:
+class Stateless:
+    """A distance whose options are all there is."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the distance has no state."""
         return {}
@@ -155,7 +157,7 @@ class _AnchoredEMD:
 
 
 @dataclass(frozen=True)
-class Frobenius(_Stateless):
+class Frobenius(Stateless):
     """Mean squared distance particle by particle: d(V, W) = (1/m) sum_i |V_i - W_i|^2.
 
     Source: the note (Mercklé 2024), equation (15).
@@ -169,7 +171,7 @@ class Frobenius(_Stateless):
 
 
 @dataclass(frozen=True)
-class EMD(_Stateless):
+class EMD(Stateless):
     """Squared 2-Wasserstein distance by exact assignment.
 
     d(V, W) = min_sigma (1/m) sum_i |V_i - W_sigma(i)|^2 over the permutations inside the classes.
@@ -188,22 +190,3 @@ def mean_squared(V: Tensor, T: Tensor) -> DistanceValue:
     difference = V - T
     flat = difference.view(-1)
     return DistanceValue(torch.dot(flat, flat) / len(V), difference * (2.0 / len(V)))
-
-
-_BY_NAME: dict[str, Callable[[], Distance]] = {"frobenius": Frobenius, "emd": EMD}
-
-
-def named(distance: str | Distance) -> Distance:
-    """Return the distance of that name with its default options; an object as it is.
-
-    Raises:
-        ValueError: No distance has that name.
-    """
-    if not isinstance(distance, str):
-        return distance
-    if distance not in _BY_NAME:
-        known = ", ".join(repr(name) for name in _BY_NAME)
-        raise ValueError(
-            f"distance must be one of {known} or an object with options, got {distance!r}"
-        )
-    return _BY_NAME[distance]()

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from torch_wprox import distances, solvers, step, transport
+from torch_wprox import solvers, step, transport
+from torch_wprox.catalog import distance_named
 from torch_wprox.distances import Distance
 from torch_wprox.guards import checked_step_size, checked_weight_decay
 from torch_wprox.objective import Block, Objective
@@ -85,7 +86,7 @@ def prox(
         D=shape[1],
         gamma=gamma,
         weight_decay=checked_weight_decay(weight_decay),
-        distance=distances.named(distance).anchored(anchor, classes),
+        distance=distance_named(distance).anchored(anchor, classes),
         is_cloud=True,
         classes=classes,
     )

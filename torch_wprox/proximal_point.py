@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from torch_wprox import carry, distances, particles, solvers, step
+from torch_wprox import carry, particles, solvers, step
+from torch_wprox.catalog import distance_named
 from torch_wprox.closure import CLOSURE_HELP, Closure, ClosureRunner, process_group_of
 from torch_wprox.distances import Distance
 from torch_wprox.flat import FlatParameters
@@ -66,7 +67,7 @@ class ProximalPoint(Optimizer):
         if isinstance(max_eval, bool) or not isinstance(max_eval, int) or max_eval < 1:
             raise ValueError(f"max_eval must be an integer >= 1, got {max_eval!r}")
         self.report: StepReport | None = None
-        self._distance = distances.named(distance)
+        self._distance = distance_named(distance)
         self._solver = solvers.named(solver)
         self._classes = classes
         self._max_eval = max_eval

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch_wprox.objective import Objective
@@ -13,11 +14,13 @@ from torch_wprox.solvers.global_solver import Global
 from torch_wprox.solvers.lbfgs import LBFGS
 from torch_wprox.solvers.line_search import WeakWolfe
 from torch_wprox.solvers.stopping import Stopping
+from torch_wprox.solvers.torch_optimizer import FirstOrder, adam
 
 __all__ = [
     "BFGS",
     "LBFGS",
     "Auto",
+    "FirstOrder",
     "Global",
     "GradientDescent",
     "Solver",
@@ -50,8 +53,9 @@ class Solver(Protocol):
         """
 
 
-_BY_NAME: dict[str, type[Solver]] = {
+_BY_NAME: dict[str, Callable[[], Solver]] = {
     "auto": Auto,
+    "adam": adam,
     "gd": GradientDescent,
     "bfgs": BFGS,
     "lbfgs": LBFGS,
