@@ -21,12 +21,19 @@ _FRESH_UP_TO = 2000
 def minimized(
     objective: Objective, solver: Solver, stopping: Stopping, memory: dict[str, Any] | None
 ) -> tuple[Status, dict[str, Any] | None]:
-    """Let ``solver`` minimise; say at once where there is nothing to do."""
+    """Let ``solver`` minimise; say at once where there is nothing to do.
+
+    Memory is kept only where every distance term has a known Hessian, I/(m gamma) whatever the
+    anchor: the curvature of F is what is left of that of P, and with another anchor it is all that
+    stays true.
+    """
     if not objective.start.is_finite:
         return Status.NONFINITE, None
     if objective.evaluations_left <= 0:
         return Status.NO_MOVE, memory
-    return solver.minimize(objective, stopping, memory)
+    status, memory = solver.minimize(objective, stopping, memory)
+    known = all(b.distance.is_quadratic for b in objective.blocks)
+    return status, memory if known else None
 
 
 def report_of(

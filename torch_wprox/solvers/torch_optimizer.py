@@ -23,6 +23,9 @@ class FirstOrder:
         optimizer: A class of torch.optim that steps without a closure.
         decay: Whether ``lr`` decays linearly to 0 over the evaluations of the step: at a kink a
             constant step size only oscillates.
+        capped: Whether ``lr`` is at most ``max |grad F(W)| / curvature``, with the curvature of
+            the distance term: no minimiser of a convex P is further away. For classes that move
+            each number by about ``lr``, as Adam does.
         options: Options of the class, ``lr`` among them.
 
     Example:
@@ -30,16 +33,25 @@ class FirstOrder:
         'adam'
     """
 
-    def __init__(self, optimizer: type[Optimizer], *, decay: bool = True, **options: Any) -> None:
+    def __init__(
+        self,
+        optimizer: type[Optimizer],
+        *,
+        decay: bool = True,
+        capped: bool = False,
+        **options: Any,
+    ) -> None:
         if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
             raise ValueError(f"optimizer must be a class of torch.optim, got {optimizer!r}")
         self.optimizer = optimizer
         self.decay = decay
+        self.capped = capped
         self.options = options
         self.name = optimizer.__name__.lower()
 
     def __repr__(self) -> str:
-        return f"FirstOrder({self.optimizer.__name__}, decay={self.decay}, **{self.options})"
+        flags = f"decay={self.decay}, capped={self.capped}"
+        return f"FirstOrder({self.optimizer.__name__}, {flags}, **{self.options})"
 
     def minimize(
         self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None
@@ -49,6 +61,8 @@ class FirstOrder:
         inner = self.optimizer([v], **self.options)
         first, budget = inner.param_groups[0]["lr"], objective.evaluations_left
         current = objective.start
+        if self.capped:
+            first = min(first, float(current.grad.abs().max()) / objective.curvature)
         try:
             while (status := stopping.check(objective, current)) is None:
                 if self.decay:
@@ -65,4 +79,4 @@ class FirstOrder:
 
 def adam() -> FirstOrder:
     """Return Adam as the note used it, with the better of the two step sizes measured."""
-    return FirstOrder(torch.optim.Adam, lr=3e-2)
+    return FirstOrder(torch.optim.Adam, lr=3e-2, capped=True)
