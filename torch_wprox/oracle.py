@@ -174,7 +174,7 @@ def output_problem(
         oracle.features,
         cloud.of(anchor),
         cloud.gamma,
-        labels=_labels(layer, cloud.classes) if exchanges else None,
+        labels=exchange_labels(layer, cloud.classes) if exchanges else None,
         offset=None
         if bias is None
         else bias.detach()
@@ -247,7 +247,7 @@ def particle_problem(
     return problem.with_decay(weight_decay, offset_decay)
 
 
-def _labels(layer: MeanFieldLayer, classes: Tensor | None) -> Tensor | None:
+def exchange_labels(layer: MeanFieldLayer, classes: Tensor | None) -> Tensor | None:
     """Return the labels (m,) if exchange inside them can change the output, else None."""
     if layer.form.trains_output:
         return None

@@ -13,14 +13,13 @@ _REMEMBERED = 1024
 _REFINEMENT = 40
 
 
-class _Dictionary:
+class Dictionary:
     """Unit vectors u (S, d) with relu(X u): random ones, the data, the anchors, past responses."""
 
-    def __init__(self, problem: ParticleProblem) -> None:
-        X = problem.features
+    def __init__(self, features: Tensor, anchors: Tensor) -> None:
+        X = features
         generator = torch.Generator().manual_seed(0)
-        random = torch.randn(_RANDOM, problem.inputs, generator=generator, dtype=torch.float64)
-        anchors = problem.anchors[:, : problem.inputs]
+        random = torch.randn(_RANDOM, X.shape[1], generator=generator, dtype=torch.float64)
         data = X[:_RANDOM]
         self._features = X
         self._fixed = _unit(torch.cat([random.to(X), data, -data, anchors[:_REMEMBERED]]))
@@ -49,7 +48,7 @@ class Directions:
     is_exact = False
 
     def __init__(self, problem: ParticleProblem) -> None:
-        self._dictionary = _Dictionary(problem)
+        self._dictionary = Dictionary(problem.features, problem.anchors[:, : problem.inputs])
         self._problem = problem
 
     def respond(self, lam: Tensor, coefficient: Tensor | None, anchors: Tensor) -> Answer:
@@ -87,7 +86,7 @@ class JointDirections:
     is_exact = False
 
     def __init__(self, problem: ParticleProblem) -> None:
-        self._dictionary = _Dictionary(problem)
+        self._dictionary = Dictionary(problem.features, problem.anchors[:, : problem.inputs])
         self._problem = problem
 
     def respond(self, lam: Tensor, coefficient: Tensor | None, anchors: Tensor) -> Answer:
