@@ -1,5 +1,6 @@
 """PyTorch optimizers that take proximal steps in the space of measures."""
 
+from torch_wprox.certificate import Certificate, certify, certify_training
 from torch_wprox.distances import EMD, Frobenius
 from torch_wprox.functional import prox, wasserstein_sq
 from torch_wprox.grid import GridLayer
@@ -18,6 +19,7 @@ __all__ = [
     "EMD",
     "LBFGS",
     "Bound",
+    "Certificate",
     "EntropicJKO",
     "FirstOrder",
     "Frobenius",
@@ -34,6 +36,8 @@ __all__ = [
     "StepReport",
     "TransportCounts",
     "WassersteinProx",
+    "certify",
+    "certify_training",
     "particle_groups",
     "prox",
     "wasserstein_sq",

@@ -18,6 +18,7 @@ from torch_wprox.particles import views_of_group
 from torch_wprox.solvers.global_solver import Global
 from torch_wprox.solvers.global_step import relax
 from torch_wprox.solvers.particle_problem import ParticleProblem
+from torch_wprox.solvers.risk_model import refuse_nonconvex
 from torch_wprox.solvers.training_bound import training_bound
 
 
@@ -191,7 +192,19 @@ def certify_training(
 
     Raises:
         ValueError: Neither or both of ``beta`` and ``weight_decay`` are given, the layer has an
-            output bias that trains, or the parameters reach the loss by another way.
+            output bias that trains, the loss is not convex in the output, or the parameters reach
+            it by another way.
+
+    Example:
+        >>> layer = MeanFieldLayer(1, 8, dtype=torch.float64)
+        >>> x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+        >>> def closure():
+        ...     loss = (layer(x) - (3 * x).sin()).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> found = certify_training(layer, closure, beta=0.1)
+        >>> found.certified, round(found.lower_bound, 4), found.gap > 0
+        (True, 0.2996, True)
 
     Source: Bach (2017), Pilanci & Ergen (2020).
     """
@@ -240,6 +253,8 @@ def certify_training(
                 oracle.features, offset, oracle, weight, oracle.output, **tolerances
             )
             lower_bound, exact = found.lower_bound, found.is_exact
+            highest = min(objective, found.value)
+            refuse_nonconvex(lower_bound, highest, value, oracle.precision)
     runner.finish()
     return Certificate(objective, lower_bound, exact, runner.runs)
 

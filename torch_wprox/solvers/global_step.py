@@ -15,7 +15,12 @@ from torch_wprox.solvers.conditional_gradient import Relaxed, conditional_gradie
 from torch_wprox.solvers.dual import maximized_dual
 from torch_wprox.solvers.particle_problem import Configuration, ParticleProblem, Risk
 from torch_wprox.solvers.polish import polished
-from torch_wprox.solvers.risk_model import QuadraticRisk, learn_quadratic, local_quadratic
+from torch_wprox.solvers.risk_model import (
+    QuadraticRisk,
+    learn_quadratic,
+    local_quadratic,
+    refuse_nonconvex,
+)
 from torch_wprox.solvers.rounding import Table, rounded, swapped
 from torch_wprox.solvers.sectors import Sectors
 from torch_wprox.transport import solve
@@ -97,12 +102,7 @@ def relax(
         z = relaxed.bound_output
         value, lam = risk(z)
         bound = value - float((lam * z).sum()) + respond(lam).value
-    slack = 1e3 * precision * (abs(model.value) + abs(highest) + abs(bound))
-    if bound > highest + slack:
-        raise ValueError(
-            f"the loss is not convex in the layer's output: the dual bound {bound:.6g} lies above "
-            f'the value {highest:.6g} that is reached. Use solver="bfgs" or "lbfgs" here'
-        )
+    refuse_nonconvex(bound, highest, model.value, precision)
     return Bounded(relaxed, bound, respond.is_exact, model)
 
 
