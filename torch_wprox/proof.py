@@ -17,6 +17,8 @@ Integers = NDArray[np.int64]
 _KEEP_DISTANCES = 3000
 # Rows are checked in pieces of about this many entries, to bound memory.
 _PIECE = 4_000_000
+# The rows furthest outside their balls are checked first, so that a lost proof is found early.
+_PROBE = 16
 
 
 UNPROVED = -1.0
@@ -116,6 +118,11 @@ def recheck(anchor: Anchor, proof: Proof, V: Floats, rows: Integers) -> Proof | 
     differ from its own; an equal anchor at the same price is no alternative.
     """
     slack_of_rounding = tolerance(anchor, V)
+    if len(rows) > 4 * _PROBE:
+        excess = ((V[rows] - proof.points[rows]) ** 2).sum(1) - proof.radii_sq[rows]
+        furthest = rows[np.argpartition(-excess, _PROBE)[:_PROBE]]
+        if slacks(proof, V, anchor.W, furthest).min() < -slack_of_rounding:
+            return None
     radii = np.empty(len(rows))
     step = max(1, _PIECE // max(len(V), 1))
     for first in range(0, len(rows), step):

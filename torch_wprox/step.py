@@ -138,5 +138,5 @@ def _optimal_assignment(block: Block, V: Tensor, W: Tensor) -> Tensor | None:
         return identity.sigma
     sigma = block.distance.assignment if block.distance.is_certified else None
     if sigma is None and block.m <= _FRESH_UP_TO:
-        sigma = transport.solve(V, W, block.classes)
+        sigma, _ = transport.assign(V, identity, force=True)
     return sigma

@@ -1,0 +1,254 @@
+"""What one evaluation of an inner solver costs beside one plain SGD step on the same closure.
+
+    python -m benchmarks.cost            # some minutes
+    python -m benchmarks.cost --full     # every combination, more evaluations
+
+Per evaluation, over one SGD step with the same closure:
+
+    (a) assignment, distance gradient and bookkeeping: all of ``step`` but closure and solver,
+    (b) the solver's own vector work.
+
+Beside it the loop that a user would write: ``ot.emd2`` differentiated by autograd, and a fresh
+scipy assignment with the envelope gradient. Steps of SGD and of ours alternate, so that both see
+the same machine; the medians of their ratios are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import ot
+import torch
+from torch import Tensor
+
+from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx, transport
+from torch_wprox.objective import Objective
+
+F64 = torch.float64
+
+
+@dataclass(frozen=True)
+class Case:
+    """m particles in R^D (inputs and bias), n data points, step size."""
+
+    m: int
+    D: int
+    n: int
+    gamma: float
+
+
+@dataclass
+class Clock:
+    """Seconds spent in the parts of ``step``, and how often the closure ran."""
+
+    closure: float = 0.0
+    objective: float = 0.0
+    solver: float = 0.0
+    evaluations: int = 0
+
+
+@dataclass
+class Measured:
+    """Ratios to one SGD step, one entry per repetition; ``sgd`` in seconds."""
+
+    sgd: list[float] = field(default_factory=list)
+    transport: list[float] = field(default_factory=list)
+    solver: list[float] = field(default_factory=list)
+
+
+# %% The problem
+def problem(case: Case, seed: int = 0) -> tuple[MeanFieldLayer, Callable[[], Tensor]]:
+    """The note's network on smooth random data, and its closure."""
+    g = torch.Generator().manual_seed(seed)
+    d = case.D - 1
+    layer = MeanFieldLayer(
+        d,
+        case.m,
+        parameterization="signed",
+        reduction="mean",
+        init_scale=1.0,
+        generator=g,
+        dtype=F64,
+    )
+    x = torch.rand(case.n, d, generator=g, dtype=F64) - 0.5
+    y = torch.sin(10 * x[:, :1] - torch.pi / 2) + 0.2 * x[:, :1] - 0.5
+
+    def closure() -> Tensor:
+        layer.zero_grad()
+        loss = (layer(x) - y).square().mean()
+        loss.backward()
+        return loss
+
+    return layer, closure
+
+
+# %% Our optimizers, taken apart
+@contextmanager
+def timed(clock: Clock, solver: Any) -> Iterator[None]:
+    """Add up the time in ``Objective.evaluate`` and in the solver's ``minimize``."""
+    evaluate, minimize = Objective.evaluate, type(solver).minimize
+
+    def timed_evaluate(self: Objective, v: Tensor) -> Any:
+        began = time.perf_counter()
+        try:
+            return evaluate(self, v)
+        finally:
+            clock.objective += time.perf_counter() - began
+
+    def timed_minimize(self: Any, *args: Any) -> Any:
+        began, before = time.perf_counter(), clock.objective
+        try:
+            return minimize(self, *args)
+        finally:
+            clock.solver += time.perf_counter() - began - (clock.objective - before)
+
+    with (
+        mock.patch.object(Objective, "evaluate", timed_evaluate),
+        mock.patch.object(type(solver), "minimize", timed_minimize),
+    ):
+        yield
+
+
+def ours(case: Case, face: type, evaluations: int, repeats: int) -> Measured:
+    """Alternate SGD steps with proximal steps of ``evaluations`` closures."""
+    layer, plain = problem(case)
+    opt = face(layer.parameters(), case.gamma, max_eval=evaluations)
+    other, other_closure = problem(case)
+    sgd = torch.optim.SGD(other.parameters(), lr=1e-12)  # stays where it is: the same work
+    measured = Measured()
+    for repeat in range(repeats + 1):
+        clock = Clock()
+
+        def closure(clock: Clock = clock) -> Tensor:
+            began = time.perf_counter()
+            loss = plain()
+            clock.closure += time.perf_counter() - began
+            clock.evaluations += 1
+            return loss
+
+        with timed(clock, opt._solver):
+            began = time.perf_counter()
+            opt.step(closure)
+            total = time.perf_counter() - began
+        count = max(20, clock.evaluations // 2)
+        began = time.perf_counter()
+        for _ in range(count):
+            sgd.step(other_closure)
+        plain_step = (time.perf_counter() - began) / count
+        if repeat:  # the first one warms up
+            rest = total - clock.closure - clock.solver
+            measured.sgd.append(plain_step)
+            measured.transport.append(rest / clock.evaluations / plain_step)
+            measured.solver.append(clock.solver / clock.evaluations / plain_step)
+    return measured
+
+
+# %% What a user would write
+def written_by_hand(case: Case, *, by_autograd: bool, iterations: int) -> float:
+    """Seconds per iteration of Adam on F + W2^2/(2 gamma), the assignment solved afresh."""
+    layer, closure = problem(case)
+    V = layer.particles
+    W = V.detach().clone()
+    adam = torch.optim.Adam([V], lr=1e-3)
+    rows = [layer.signs > 0, layer.signs < 0]
+    mass = [torch.full((int(r.sum()),), 1.0 / case.m, dtype=F64) for r in rows]
+    began = 0.0
+    for iteration in range(iterations + 1):
+        if iteration == 1:
+            began = time.perf_counter()
+        closure()
+        if by_autograd:
+            classes = zip(rows, mass, strict=True)
+            parts = [ot.emd2(a, a, ot.dist(V[r], W[r])) for r, a in classes]
+            (sum(parts) / (2 * case.gamma)).backward()
+        else:
+            sigma = transport.solve(V, W, layer.signs)
+            assert V.grad is not None
+            V.grad += (V.detach() - W[sigma]) / (case.m * case.gamma)
+        adam.step()
+    return (time.perf_counter() - began) / iterations
+
+
+# %% Does holding the assignment cost quality?
+def quality_of_holding(gamma: float, evaluations: int = 1000) -> tuple[float, float]:
+    """The objective with the assignment held, and with a fresh one at every evaluation."""
+    case = Case(1000, 2, 100, gamma)
+    found = []
+    for patience in (None, lambda *_: 0):
+        layer, closure = problem(case)
+        opt = WassersteinProx(layer.parameters(), gamma, max_eval=evaluations)
+        held = patience or transport._patience
+        with mock.patch.object(transport, "_patience", held):
+            opt.step(closure)
+        found.append(opt.report.objective)
+    return found[0], found[1]
+
+
+# %% The tables
+def cases(full: bool, fast: bool) -> list[Case]:
+    if fast:
+        return [Case(50, 2, 5, 1.0)]
+    sizes, gammas = (50, 200, 1000, 2000, 5000), (1e-2, 1.0, 100.0)
+    if full:
+        return [Case(*c) for c in itertools.product(sizes, (2, 10, 100), (5, 100, 1000), gammas)]
+    plane = [Case(*c) for c in itertools.product(sizes, (2,), (100,), gammas)]
+    other = [(50, 2, 5), (50, 2, 1000), (200, 10, 100), (1000, 2, 5), (1000, 2, 1000)]
+    other += [(1000, 10, 100), (1000, 100, 100), (2000, 10, 1000), (5000, 10, 1000)]
+    return plane + [Case(*c, g) for c, g in itertools.product(other, gammas)]
+
+
+def row(case: Case, repeats: int) -> str:
+    evaluations = 100 if case.m <= 1000 else 50
+    wasserstein = ours(case, WassersteinProx, evaluations, repeats)
+    frobenius = ours(case, FrobeniusProx, evaluations, repeats)
+    sgd = statistics.median(wasserstein.sgd + frobenius.sgd)
+    hand = ["", ""]
+    if case.m <= 2000:
+        iterations = max(3, min(50, 20000 // case.m))
+        hand = [
+            f"{written_by_hand(case, by_autograd=by_autograd, iterations=iterations) / sgd:.1f}"
+            for by_autograd in (True, False)
+        ]
+    middle = statistics.median
+    cells = [
+        *(f"{case.m}", f"{case.D}", f"{case.n}", f"{case.gamma:g}", f"{1e3 * sgd:.2f}"),
+        *(f"{1 + middle(wasserstein.transport):.2f}", f"{1 + middle(frobenius.transport):.2f}"),
+        *(f"{middle(wasserstein.solver):.2f}", f"{middle(frobenius.solver):.2f}"),
+        *hand,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--full", action="store_true", help="every combination")
+    parser.add_argument("--fast", action="store_true", help="one small case")
+    parser.add_argument("--repeats", type=int, default=5, help="proximal steps per case")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", module="ot")
+    print(
+        "| m | D | n | gamma | SGD step, ms | 1 + (a) Wasserstein | 1 + (a) Frobenius "
+        "| (b) Wasserstein | (b) Frobenius | emd2 + autograd | fresh scipy |"
+    )
+    print("|" + "---|" * 11)
+    for case in cases(args.full, args.fast):
+        print(row(case, args.repeats), flush=True)
+    if not args.fast:
+        print("\n| gamma | objective, assignment held | fresh at every evaluation |\n|---|---|---|")
+        for gamma in (1.0, 100.0):
+            held, fresh = quality_of_holding(gamma)
+            print(f"| {gamma:g} | {held:.6g} | {fresh:.6g} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
