@@ -86,3 +86,61 @@ def test_carrying_over_saves_evaluations_on_a_full_batch() -> None:
     with mock.patch("torch_wprox.carry.recall", return_value=None):
         forgetful = final()
     assert final() < 0.5 * forgetful
+
+
+# A length survives where curvature does not.
+
+
+def minibatch_step(opt, layer, x, y):
+    def closure():
+        opt.zero_grad()
+        loss = (layer(x) - y).square().mean()
+        loss.backward()
+        return loss
+
+    opt.step(closure)
+    return opt.report
+
+
+@pytest.mark.parametrize("solver", ["gd", "bfgs", "lbfgs"])
+def test_minibatch_steps_with_few_evaluations_keep_descending_at_any_gamma(solver):
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(64, k, generator=g, dtype=torch.float64) for k in (3, 1))
+    layer = MeanFieldLayer(3, 40, generator=g, dtype=torch.float64)
+    opt = WassersteinProx(layer.parameters(), gamma=1e6, solver=solver, max_eval=6)
+    reports = [minibatch_step(opt, layer, x[i : i + 8], y[i : i + 8]) for i in range(0, 64, 8)]
+    later = reports[3:]  # the first ones look for the length
+    assert all(report.loss_after < report.loss_before for report in later)
+
+
+def test_the_learnt_length_is_that_of_barzilai_and_borwein():
+    # F = (c/2)|v|^2 has the length 1/c wherever the step ends.
+    p = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    opt = FrobeniusProx([p], gamma=0.3, max_eval=5)
+
+    def closure():
+        opt.zero_grad()
+        loss = 2.0 * p.square().sum()
+        loss.backward()
+        return loss
+
+    opt.step(closure)
+    assert opt.state_dict()["prox"]["length"] == pytest.approx(0.25, rel=1e-12)
+
+
+def test_a_step_whose_trials_were_all_too_long_leaves_a_shorter_length():
+    p = torch.nn.Parameter(torch.tensor([1e-3], dtype=torch.float64))
+    opt = FrobeniusProx([p], gamma=1e9, max_eval=3, solver="gd")
+
+    def closure():
+        opt.zero_grad()
+        loss = 1e6 * p.square().sum()
+        loss.backward()
+        return loss
+
+    lengths = []
+    for _ in range(3):
+        opt.step(closure)
+        assert p.item() == 1e-3
+        lengths.append(opt.state_dict()["prox"]["length"])
+    assert lengths[0] > lengths[1] > lengths[2] > 0

@@ -1,4 +1,4 @@
-"""What a solver learnt in one step and may use in the next, if F is still the same function."""
+"""What one step learnt for the next: curvature if F is still the same function, else a length."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from torch_wprox.objective import Objective
 
 # A closure on other data moves loss and gradient by far more; a device that adds in another order
 # by far less.
@@ -56,3 +58,25 @@ def recall(carried: Carried | None, loss: Tensor, grad: Tensor) -> dict[str, Any
     if not torch.linalg.vector_norm(before - grad) <= _SAME * torch.linalg.vector_norm(grad):
         return None
     return {k: v.to(grad.device) if isinstance(v, Tensor) else v for k, v in carried.memory.items()}
+
+
+def learnt_length(objective: Objective, before: float | None) -> float | None:
+    """Return the length of a gradient step on F that suits the next step, whatever its minibatch.
+
+    Curvature pairs of one minibatch mislead on another, their overall scale hardly does. With s the
+    way of this step and y the change of grad F along it, <s, y>/<y, y> is the length that Barzilai
+    and Borwein (1988) take. Where no trial point was lower, the last one was still too far.
+
+    Args:
+        objective: The step's objective, solved.
+        before: What the step itself had.
+    """
+    start, best, last = objective.start, objective.best, objective.last
+    if best is not start:
+        s, y = best.point - start.point, best.loss_grad - start.loss_grad
+        product, curvature = torch.dot(s, y).item(), torch.dot(y, y).item()
+        return float(product / curvature) if product > 0 and curvature > 0 else before
+    if last is None or last is start or not start.residual > 0:
+        return before
+    way = torch.linalg.vector_norm(last.point - start.point).item()
+    return float(0.5 * way / start.residual)

@@ -118,6 +118,7 @@ class Objective:
         agree: Makes the numbers that decide (residual, loss, distances) the same on all ranks.
         output_problem: Gives the same F as a function of a layer's output, for solvers that work
             in the space of measures; None where there is no such layer.
+        length: Step length of gradient descent on F that suited the last step; None: unknown.
 
     Attributes:
         best: The lowest finite evaluation so far; the step returns it.
@@ -135,8 +136,10 @@ class Objective:
         budget: int,
         output_problem: Callable[[], Any] | None = None,
         agree: Agree = alone,
+        length: float | None = None,
     ) -> None:
         self.blocks = blocks
+        self.length = length
         self.output_problem = output_problem
         self.bound: Bound | None = None
         self.evaluations_left = budget

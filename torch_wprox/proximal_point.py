@@ -74,6 +74,7 @@ class ProximalPoint(Optimizer):
         self._stopping = Stopping(tolerance_grad, inexact)
         self._process_group = process_group
         self._carried: carry.Carried | None = None
+        self._length: float | None = None
         self._watch = GradientWatch()
         self._warned: set[str] = set()
         process_group_of(process_group)  # a wrong choice is refused now, not at the first step
@@ -178,6 +179,7 @@ class ProximalPoint(Optimizer):
             grad,
             budget=self._max_eval - 2,  # one is spent, one is kept for the accepted point
             agree=runner.agree,
+            length=self._length,
         )
         if runner.is_alone:
             objective.output_problem = lambda: output_problem(
@@ -190,6 +192,7 @@ class ProximalPoint(Optimizer):
             )
         memory = carry.recall(self._carried, loss, grad)
         status, memory = step.minimized(objective, self._solver, self._stopping, memory)
+        length = carry.learnt_length(objective, self._length)
         accepted = objective.best
         end = objective.project(accepted.point)
         if accepted is not objective.last or runner.runs != evaluated_at:
@@ -203,7 +206,7 @@ class ProximalPoint(Optimizer):
             _restore(parameters, snapshot)  # to the bit, whatever the coordinates of the view
         if status is Status.NONFINITE:
             self._say_nonfinite(objective.start.loss)
-        self._carried = carried
+        self._carried, self._length = carried, length
         return step.report_of(objective, status, accepted, runner.runs)
 
     def _movable_views(self) -> list[tuple[particles.View, dict[str, Any]]]:
@@ -224,6 +227,7 @@ class ProximalPoint(Optimizer):
             "solver": self._solver.name,
             "distance_state": self._distance.state_dict(),
             "carried": None if self._carried is None else self._carried.state_dict(),
+            "length": self._length,
         }
         return state
 
@@ -249,6 +253,7 @@ class ProximalPoint(Optimizer):
         self._distance.load_state_dict(prox.get("distance_state", {}))
         carried = prox.get("carried")
         self._carried = None if carried is None else carry.Carried.from_state_dict(carried)
+        self._length = prox.get("length")
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all attributes: the base class would drop ours (hooks stay behind, as there)."""

@@ -71,7 +71,14 @@ class BFGS:
 
 
 def first_step(objective: Objective, current: Evaluation) -> float:
-    """Return the length of the first step over |grad P|: no longer than the prox step m gamma."""
+    """Return the length of the first step over |grad P|.
+
+    With the length l of F that the last step saw, 1/(1/l + kappa), kappa = 1/(m gamma): the scaled
+    start of Nocedal & Wright (6.20), before any pair is known. Else no longer than the prox step
+    m gamma, and than 1.
+    """
+    if objective.length is not None:
+        return 1.0 / (1.0 / objective.length + objective.curvature)
     return min(1.0 / objective.curvature, 1.0 / max(current.residual, 1e-300))
 
 

@@ -22,7 +22,8 @@ class GradientDescent:
     after each success, so nothing has to be tuned.
 
     Args:
-        step: First eta in units of m gamma (the implicit step saturates there).
+        step: First eta in units of m gamma (the implicit step saturates there), if that is shorter
+            than the length that the last step saw, or in the first step than a way of length 1.
         growth: Factor of eta after an accepted step, >= 1.
         decrease: Armijo constant in (0, 1). A quadratic of curvature L accepts steps up to
             2 (1 - decrease)/L, so a constant near 0 would admit steps that only oscillate.
@@ -50,7 +51,11 @@ class GradientDescent:
     ) -> tuple[Status, dict[str, Any] | None]:
         """Descend until a rule of ``stopping`` holds, the budget ends or no step lowers P."""
         scale = 1.0 / objective.curvature
-        eta = self.step * scale if memory is None else float(memory["eta"])
+        eta = self.step * scale
+        if memory is not None:
+            eta = float(memory["eta"])
+        else:
+            eta = min(eta, objective.length or 1.0 / max(objective.start.residual, 1e-300))
         current = objective.start
         try:
             while (status := stopping.check(objective, current)) is None:
@@ -61,7 +66,7 @@ class GradientDescent:
                 eta *= self.growth
         except BudgetExhausted:
             status = Status.MAX_EVAL
-        return status, {"eta": eta}
+        return status, None if current is objective.start else {"eta": eta}
 
     def _backtrack(
         self, objective: Objective, current: Evaluation, eta: float, shortest: float
