@@ -15,10 +15,10 @@ from torch_wprox.guards import checked_weight_decay
 from torch_wprox.layers import MeanFieldLayer
 from torch_wprox.oracle import OutputOracle, exchange_labels, particle_problem
 from torch_wprox.particles import views_of_group
+from torch_wprox.solvers.convexity import refuse_nonconvex
 from torch_wprox.solvers.global_solver import Global
 from torch_wprox.solvers.global_step import relax
 from torch_wprox.solvers.particle_problem import ParticleProblem
-from torch_wprox.solvers.risk_model import refuse_nonconvex
 from torch_wprox.solvers.training_bound import training_bound
 
 

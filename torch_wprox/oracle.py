@@ -15,6 +15,7 @@ from torch import Tensor
 
 from torch_wprox.layers import MeanFieldLayer
 from torch_wprox.objective import Block
+from torch_wprox.solvers.convexity import ConvexityWatch
 from torch_wprox.solvers.particle_problem import Configuration, ParticleProblem
 from torch_wprox.views import View
 
@@ -64,10 +65,21 @@ class OutputOracle:
         self.features = torch.cat([flat, ones], 1) if layer.has_bias else flat
         self.output = output.reshape(-1, layer.out_features).to(torch.float64)
         self.precision = torch.finfo(output.dtype).eps
+        self._watch = ConvexityWatch(self.precision)
         self._check(loss, parameters)
 
     def __call__(self, z: Tensor) -> tuple[float, Tensor]:
-        """Return R(z) and grad R(z) (n, k) at z (n, k), by one evaluation of the closure."""
+        """Return R(z) and grad R(z) (n, k) at z (n, k), by one evaluation of the closure.
+
+        Raises:
+            ValueError: R lies below one of its tangents, or has no gradient in z.
+        """
+        value, grad, seen = self._evaluated(z)
+        self._watch.add(seen, value, grad)
+        return value, grad
+
+    def _evaluated(self, z: Tensor) -> tuple[float, Tensor, Tensor]:
+        """Return R, grad R and the point that the closure saw, which its dtype has rounded."""
         self._count()
         leaf = z.detach().to(self._device, self._dtype).reshape(self._shape).clone()
         leaf.requires_grad_(True)
@@ -78,19 +90,20 @@ class OutputOracle:
                 "the loss has no gradient in the layer's output: call backward in the closure, and "
                 "do not detach the output"
             )
-        return loss, leaf.grad.to(torch.float64).reshape(z.shape)
+        grad = leaf.grad.to(torch.float64).reshape(z.shape)
+        return loss, grad, leaf.detach().to(torch.float64).reshape(z.shape)
 
     def _check(self, loss: float, watched: Sequence[Tensor]) -> None:
         """Substitute the layer's own output, also with moved parameters: nothing may change."""
         parameters = list(self._layer.parameters())
         before = [p.detach().clone() for p in parameters]
         try:
-            same, _ = self(self.output)
+            same, _, _ = self._evaluated(self.output)
             reached = any(p.grad is not None and bool(p.grad.count_nonzero() > 0) for p in watched)
             with torch.no_grad():
                 for p in parameters:
                     p.mul_(1.5).add_(0.5)
-            moved, _ = self(self.output)
+            moved, _, _ = self._evaluated(self.output)
         finally:
             with torch.no_grad():
                 for p, saved in zip(parameters, before, strict=True):

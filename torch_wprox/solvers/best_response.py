@@ -86,6 +86,23 @@ class BestResponse:
             return Response(Configuration(points, offset, p.start().sigma), total)
         return self._with_exchange(lam, offset, fixed)
 
+    @property
+    def groups(self) -> Tensor:
+        """Which coefficient each particle has, (m,): equal numbers mean equal coefficients."""
+        group = self._problem.start().sigma.clone()
+        for q, (_, members) in enumerate(self._groups):
+            group[members] = q
+        return group
+
+    def everywhere(self, lam: Tensor) -> Tensor:
+        """Return the best response (Q, m, D) of each coefficient at each anchor."""
+        return self._everywhere(lam)[0]
+
+    def _everywhere(self, lam: Tensor) -> Answer:
+        anchors = self._problem.anchors
+        answers = [self._oracle.respond(lam, a, anchors) for a, _ in self._groups]
+        return torch.stack([v for v, _ in answers]), torch.stack([f for _, f in answers])
+
     def _with_exchange(self, lam: Tensor, offset: Tensor, fixed: float) -> Response:
         """Also choose which anchor every particle is paid from.
 
@@ -98,12 +115,8 @@ class BestResponse:
         sigma = p.start().sigma.clone()
         points = torch.empty_like(p.anchors)
         total = fixed
-        answers = [self._oracle.respond(lam, a, p.anchors) for a, _ in self._groups]
-        group = sigma.new_empty(p.width)
-        for q, (_, members) in enumerate(self._groups):
-            group[members] = q
-        all_values = torch.stack([values for _, values in answers])  # (q, m)
-        all_points = torch.stack([found for found, _ in answers])  # (q, m, D)
+        all_points, all_values = self._everywhere(lam)
+        group = self.groups
         for label in torch.unique(p.labels):
             members = (p.labels == label).nonzero()[:, 0]
             cost = all_values[group[members]][:, members]

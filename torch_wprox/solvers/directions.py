@@ -11,6 +11,8 @@ from torch_wprox.solvers.polish import polished
 _RANDOM = 512
 _REMEMBERED = 1024
 _REFINEMENT = 40
+# Best entries of the dictionary that are refined, per particle.
+_REFINED = 8
 
 
 class Dictionary:
@@ -41,8 +43,8 @@ class Directions:
     """Best responses of particles with frozen output weights.
 
     Along a unit vector u the best radius is r = max(0, <u, W> - <g, relu(X u)>/kappa), of value
-    (kappa/2)(|W|^2 - r^2): one matrix product for all particles. The winner is refined by nonsmooth
-    descent, one row per particle.
+    (kappa/2)(|W|^2 - r^2): one matrix product for all particles. The best and the anchor are then
+    refined by nonsmooth descent, one row each.
     """
 
     is_exact = False
@@ -57,22 +59,24 @@ class Directions:
         X, kappa = self._problem.features, self._problem.stiffness
         g, table = lam @ coefficient, self._dictionary
         radius = anchors @ table.directions.T - (table.values @ g) / kappa
-        best, which = radius.max(1)
-        start = best.clamp_min(0.0).unsqueeze(1) * table.directions[which]
+        best, which = radius.topk(min(_REFINED, radius.shape[1]), dim=1)  # (b, r)
+        starts = best.clamp_min(0.0).unsqueeze(2) * table.directions[which]
+        # Local descent at the anchor as well: the answer is never worse than staying.
+        starts = torch.cat([starts, anchors.unsqueeze(1)], 1)
+        W = anchors.repeat_interleave(starts.shape[1], 0)
 
         def function(v: Tensor) -> tuple[Tensor, Tensor]:
-            hidden, moved = v @ X.T, v - anchors
+            hidden, moved = v @ X.T, v - W
             value = hidden.clamp_min(0.0) @ g + 0.5 * kappa * moved.square().sum(1)
             return value, ((hidden > 0) * g) @ X + kappa * moved
 
-        # Local descent at the anchor as well: the answer is never worse than staying.
-        starts = torch.stack([start, anchors])
-        values = torch.stack([function(v)[0] for v in starts])
-        chosen = values.argmin(0)
-        v = starts[chosen, torch.arange(len(anchors), device=anchors.device)]
-        found = polished(function, v, 1.0 / kappa, max_rounds=_REFINEMENT)
-        table.learn(found.points)
-        return found.points, found.values
+        found = polished(function, starts.flatten(0, 1), 1.0 / kappa, max_rounds=_REFINEMENT)
+        values, winner = found.values.view(starts.shape[:2]).min(1)
+        points = found.points.view(starts.shape)[
+            torch.arange(len(anchors), device=X.device), winner
+        ]
+        table.learn(points)
+        return points, values
 
 
 class JointDirections:
@@ -101,26 +105,30 @@ class JointDirections:
             return anchors, torch.full_like(anchors[:, 0], -torch.inf)
         pull = kappa * (w0 @ table.directions.T) - alpha0 @ q.T
         gain = pull.clamp_min(0.0).square() / (2.0 * bend)
-        which = gain.argmax(1)
-        rows = torch.arange(len(anchors), device=anchors.device)
-        radius = pull[rows, which].clamp_min(0.0) / bend[which]
+        which = gain.topk(min(_REFINED, gain.shape[1]), dim=1).indices  # (b, r)
+        radius = pull.gather(1, which).clamp_min(0.0) / bend[which]
+        starts = radius.unsqueeze(2) * table.directions[which]
+        count = starts.shape[1]
+        w_from, alpha_from = (t.repeat_interleave(count, 0) for t in (w0, alpha0))
 
         def function(w: Tensor) -> tuple[Tensor, Tensor]:
-            hidden, moved = w @ X.T, w - w0
+            hidden, moved = w @ X.T, w - w_from
             q = hidden.clamp_min(0.0) @ weights
-            alpha = alpha0 - q / kappa
-            value = 0.5 * kappa * moved.square().sum(1) + (q * (alpha0 - 0.5 * q / kappa)).sum(1)
+            alpha = alpha_from - q / kappa
+            value = 0.5 * kappa * moved.square().sum(1)
+            value = value + (q * (alpha_from - 0.5 * q / kappa)).sum(1)
             return value, ((hidden > 0) * (alpha @ weights.T)) @ X + kappa * moved
 
-        start = radius.unsqueeze(1) * table.directions[which]
-        found = polished(function, start, 1.0 / kappa, max_rounds=_REFINEMENT)
-        w = found.points
-        table.learn(w)
-        steepest = (_unit(w) @ X.T).clamp_min(0.0) @ weights
+        found = polished(function, starts.flatten(0, 1), 1.0 / kappa, max_rounds=_REFINEMENT)
+        steepest = (_unit(found.points) @ X.T).clamp_min(0.0) @ weights
         if bool((steepest.norm(dim=1) >= kappa).any()):
+            table.learn(found.points[steepest.norm(dim=1) >= kappa])
             return anchors, torch.full_like(anchors[:, 0], -torch.inf)
+        values, winner = found.values.view(-1, count).min(1)
+        w = found.points.view(starts.shape)[torch.arange(len(anchors), device=X.device), winner]
+        table.learn(w)
         alpha = alpha0 - ((w @ X.T).clamp_min(0.0) @ weights) / kappa
-        return torch.cat([w, alpha], 1), found.values
+        return torch.cat([w, alpha], 1), values
 
 
 def _unit(v: Tensor) -> Tensor:

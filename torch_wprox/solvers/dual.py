@@ -21,6 +21,8 @@ from torch_wprox.solvers.polish import polished
 from torch_wprox.solvers.risk_model import QuadraticRisk, local_quadratic
 
 _NEWTON = 20
+_ASCENTS = 4
+_REACH = 0.1
 
 
 def maximized_dual(
@@ -74,22 +76,40 @@ def maximized_dual(
         ascent = curved(z, value, lam, problem.output(x.points, x.offset) - z)
         return flat.new_tensor([-bound]), -ascent.reshape(1, -1)
 
-    start = _admissible(respond, risk, model, precision)
     scale = 1.0 / max(float(model.blocks.abs().max()), 1e-12)
-    polished(negative_dual, start.reshape(1, -1), scale, max_rounds=max_iter, tolerance=tolerance)
-    bound, multiplier, bound_output = best[0]
-    mixture = Mixture(problem, [problem.start(), *pool])
-    if not model.is_exact:
-        value, lam = risk(bound_output)
-        model = local_quadratic(risk, bound_output, value, lam, precision)
-    mixture.weights = mixture.corrected(model)
-    mixture.keep(mixture.weights > 0)
+    start = _admissible(respond, risk, model, precision)
+    bound, multiplier, bound_output = -math.inf, model.grad, model.centre
+    for _ in range(_ASCENTS):
+        x = start.reshape(1, -1)
+        # Near the edge of the domain the slope is steep, and where R is flat (a saturated logistic
+        # loss) a long first step ends on a plateau of the dual: it is kept inside z's own size.
+        steepness = float(negative_dual(x)[1].norm())
+        reach = _REACH * (1.0 + float(x.norm())) / max(steepness, 1e-300)
+        first = min(scale, reach)
+        found = polished(negative_dual, x, first, max_rounds=max_iter, tolerance=tolerance)
+        if best:
+            bound, multiplier, bound_output = best[0]
+        mixture = Mixture(problem, [problem.start(), *pool])
+        if not model.is_exact:
+            value, lam = risk(bound_output)
+            model = local_quadratic(risk, bound_output, value, lam, precision)
+        mixture.weights = mixture.corrected(model)
+        mixture.keep(mixture.weights > 0)
+        total = risk(mixture.output)[0] + mixture.price
+        # Searched responses that were missed once bend the dual; they are known afterwards.
+        max_iter -= found.rounds
+        if total - bound <= 1e-6 * abs(total) or max_iter <= 0:
+            break
+        best.clear()
+        start = bound_output
+        if not math.isfinite(respond(risk(start)[1]).value):
+            start = _admissible(respond, risk, model, precision)
     z = mixture.output
     return Relaxed(
         mixture.atoms,
         torch.from_numpy(mixture.weights).to(z),
         z,
-        risk(z)[0] + mixture.price,
+        total,
         bound,
         multiplier,
         bound_output,
@@ -107,7 +127,8 @@ def _admissible(
     for _ in range(_NEWTON):
         target = model.minimizer()
         share = 1.0
-        if not model.is_exact:
+        if not model.is_exact:  # where R is nearly flat its minimiser is anywhere: not that far
+            share = min(1.0, (1.0 + float(z.norm())) / max(float((target - z).norm()), 1e-300))
             while risk(z + share * (target - z))[0] > model.value and share > 1e-6:
                 share *= 0.5
         target = z + share * (target - z)

@@ -12,15 +12,12 @@ from torch import Tensor
 from torch_wprox.solvers.best_response import BestResponse
 from torch_wprox.solvers.cell_search import CellSearch
 from torch_wprox.solvers.conditional_gradient import Relaxed, conditional_gradient
+from torch_wprox.solvers.convexity import refuse_nonconvex
 from torch_wprox.solvers.dual import maximized_dual
+from torch_wprox.solvers.exchange import exchanged
 from torch_wprox.solvers.particle_problem import Configuration, ParticleProblem, Risk
 from torch_wprox.solvers.polish import polished
-from torch_wprox.solvers.risk_model import (
-    QuadraticRisk,
-    learn_quadratic,
-    local_quadratic,
-    refuse_nonconvex,
-)
+from torch_wprox.solvers.risk_model import QuadraticRisk, learn_quadratic, local_quadratic
 from torch_wprox.solvers.rounding import Table, rounded, swapped
 from torch_wprox.solvers.sectors import Sectors
 from torch_wprox.transport import solve
@@ -31,6 +28,8 @@ _OFF_KINKS = 1e-6
 _REMODELS = 4
 # LP vertices of the mixture's weights, where there are not too many weights.
 _VERTICES, _LP_WEIGHTS = 3, 20_000
+# Rounds of (choose the anchors that particles are paid from, descend).
+_EXCHANGES = 50
 # A descent costs as much as this many searches over cells.
 _DEARER = 6
 
@@ -181,6 +180,11 @@ def _starts(
     Where the search moves between cells it repairs any rounding, and independent draws from the
     mixture are the more varied ones. A descent repairs less: it gets LP vertices first.
     """
+    if problem.labels is not None:  # rows of several atoms do not make one permutation of anchors
+        order = relaxed.weights.argsort(descending=True).tolist()
+        for j in order[:count]:
+            yield [relaxed.atoms[j]]
+        return
     if not _has_cells(problem) and problem.width * len(relaxed.atoms) <= _LP_WEIGHTS:
         yield rounded(problem, relaxed, model, generator, starts=_VERTICES)
         count = max(1, count // _DEARER)
@@ -213,13 +217,23 @@ def _descent(problem: ParticleProblem, rounds: int, generator: torch.Generator) 
     else:
         descend = _bfgs_descent(problem, rounds, generator)
 
+    respond = None if problem.labels is None else BestResponse(problem)
+
+    def paired(x: Configuration, model: QuadraticRisk) -> Configuration:
+        renamed = reassigned(problem, x)
+        if respond is None:
+            return renamed
+        swapped = exchanged(problem, respond, renamed, model)
+        return x if swapped is renamed and renamed is x else swapped
+
     def with_exchange(batch: list[Configuration], model: QuadraticRisk) -> list[Configuration]:
         ends = []
         for end in descend(batch, model):
-            x = reassigned(problem, end)
-            while x is not end:
+            for _ in range(_EXCHANGES):
+                x = paired(end, model)
+                if x is end:
+                    break
                 (end,) = descend([x], model)
-                x = reassigned(problem, end)
             ends.append(end)
         return ends
 

@@ -118,25 +118,6 @@ def local_quadratic(
     return _convex(replace(model, blocks=(0.5 * (H + H.T)).unsqueeze(0)))
 
 
-def refuse_nonconvex(bound: float, value: float, size: float, precision: float) -> None:
-    """Check a dual bound against a value that is reached: for a convex loss it is not above.
-
-    Args:
-        bound: Lower bound that holds if R is convex.
-        value: A value that is reached.
-        size: Of the numbers that the bound is a difference of: a loss elsewhere.
-        precision: Relative rounding error of the loss.
-
-    Raises:
-        ValueError: The bound is above the value by more than rounding.
-    """
-    if bound > value + 1e3 * precision * (abs(bound) + abs(value) + abs(size)):
-        raise ValueError(
-            f"the loss is not convex in the layer's output: the dual bound {bound:.6g} lies above "
-            f'the value {value:.6g} that is reached. Use solver="bfgs" or "lbfgs" here'
-        )
-
-
 def _convex(model: QuadraticRisk) -> QuadraticRisk:
     eigenvalues, vectors = torch.linalg.eigh(model.blocks)
     blocks = (vectors * eigenvalues.clamp_min(0.0).unsqueeze(-2)) @ vectors.mT
