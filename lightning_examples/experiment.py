@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
+import math
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -17,6 +20,7 @@ import pytorch_lightning as pl
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from pytorch_lightning.callbacks import ModelCheckpoint
 from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -161,24 +165,74 @@ def train(
     progress: bool = False,
 ) -> Run:
     """Train on the full batch for ``steps`` steps through a Lightning Trainer."""
+    run = Run(model)
+    record = _Record(run, loss, data, validation)
+    made = trainer(max_epochs=1, callbacks=[record, *callbacks], progress=progress)
+    fit(made, Regression(model, make_optimizer, loss), FullBatch(data, steps))
+    return run
+
+
+def trainer(*, progress: bool = False, logger: Any = False, **options: Any) -> pl.Trainer:
+    """Return a Trainer on one CPU that says nothing beside its progress bar."""
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    run = Run(model)
-    trainer = pl.Trainer(
-        max_epochs=1,
+    return pl.Trainer(
         accelerator="cpu",
         devices=1,
-        logger=False,
-        enable_checkpointing=False,
+        logger=logger,
+        log_every_n_steps=1,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in options["callbacks"]),
         enable_model_summary=False,
         enable_progress_bar=progress,
-        callbacks=[_Record(run, loss, data, validation), *callbacks],
+        **options,
     )
+
+
+def fit(trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> None:
+    """Fit, without the warnings that do not concern an example."""
+    with _quiet():
+        trainer.fit(module, data)
+
+
+def test(trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> dict[str, float]:
+    """Return what the module logs on the test data."""
+    with _quiet():
+        (logged,) = trainer.test(module, data, verbose=False)
+    return dict(logged)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         # Lightning 2.6 asks torch >= 2.13 this way.
         warnings.filterwarnings("ignore", ".isinstance.treespec, LeafSpec.. is deprecated")
-        trainer.fit(Regression(model, make_optimizer, loss), FullBatch(data, steps))
-    return run
+        warnings.filterwarnings("ignore", ".*does not have many workers")
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists")
+        yield
+
+
+class Budget(pl.Callback):
+    """Ends a run after so many closure evaluations, or seconds inside training steps.
+
+    Attributes:
+        evaluations: Closure evaluations so far.
+        seconds: Spent in training batches so far.
+    """
+
+    def __init__(self, evaluations: float = math.inf, seconds: float = math.inf) -> None:
+        self._most = (evaluations, seconds)
+        self.evaluations, self.seconds = 0, 0.0
+
+    def on_before_backward(self, *_: Any) -> None:
+        self.evaluations += 1
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.seconds += time.perf_counter() - self._began
+        if self.evaluations >= self._most[0] or self.seconds >= self._most[1]:
+            trainer.should_stop = True
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

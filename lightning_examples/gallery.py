@@ -12,7 +12,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-EXAMPLES = ("two_points", "sinus", "diabetes", "grid")
+EXAMPLES = (
+    "two_points",
+    "sinus",
+    "diabetes",
+    "digits",
+    "grid",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name}: {time.perf_counter() - began:.0f} s\n")
         if args.to is not None:
             args.to.mkdir(parents=True, exist_ok=True)
-            for file in sorted(out.iterdir()):
+            for file in sorted(path for path in out.iterdir() if path.is_file()):
                 shutil.copy2(file, args.to / file.name)
 
 

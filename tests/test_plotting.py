@@ -165,3 +165,13 @@ def test_a_given_axes_is_drawn_into_and_returned() -> None:
     assert plotting.plot_curves({"a": ([1], [1])}, ax) is ax
     assert plotting.plot_descent({"a": [report()]}, ax) is ax
     assert plotting.plot_function(torch.ones(1), torch.ones(1), {}, ax) is ax
+
+
+def test_bands_show_the_median_and_the_quartiles() -> None:
+    runs = torch.arange(5.0)[:, None] + torch.tensor([0.0, 10.0])
+    ax = plotting.plot_bands({"ours": ([1.0, 2.0], runs)}, xlabel="x", ylabel="y", log="x")
+    assert ax.lines[0].get_ydata().tolist() == [2.0, 12.0]
+    ends = ax.collections[0].get_datalim(ax.transData).extents
+    assert ends.tolist() == [1.0, 1.0, 2.0, 13.0]
+    assert ax.get_xscale() == "log"
+    plt.close(ax.figure)

@@ -164,6 +164,42 @@ def plot_curves(
     return ax
 
 
+def plot_bands(
+    samples: Mapping[str, tuple[Sequence[float] | Tensor, Any]],
+    ax: Axes | None = None,
+    *,
+    xlabel: str,
+    ylabel: str,
+    log: str = "",
+    marker: str = "",
+) -> Axes:
+    """Draw the median over runs by name, in a band from the first to the third quartile.
+
+    Args:
+        samples: Name to (x, y), (T,) and (runs, T).
+        ax: Where to draw; None: a new figure.
+        xlabel: Of the horizontal axis.
+        ylabel: Of the vertical axis.
+        log: Which axes are logarithmic: "", "x", "y" or "xy".
+        marker: Of the medians, as in matplotlib.
+    """
+    import numpy as np
+
+    ax = _axes(ax)
+    lines = ("-", "--", "-.", ":")
+    for index, ((name, (x, y)), color) in enumerate(zip(samples.items(), _colors(), strict=False)):
+        low, middle, high = np.quantile(np.asarray(_array(y), dtype=float), [0.25, 0.5, 0.75], 0)
+        line: dict[str, Any] = {"color": color, "ls": lines[index % len(lines)], "marker": marker or None}
+        ax.plot(_array(x), middle, label=name, ms=4, **line)
+        ax.fill_between(_array(x), low, high, color=color, alpha=0.18, lw=0)
+    ax.set_xscale("log" if "x" in log else "linear")
+    ax.set_yscale("log" if "y" in log else "linear")
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    _legend_above(ax, columns=min(len(samples), 3))
+    return ax
+
+
 def plot_trajectories(
     positions: Tensor,
     signs: Tensor | None = None,
