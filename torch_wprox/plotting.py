@@ -189,7 +189,11 @@ def plot_bands(
     lines = ("-", "--", "-.", ":")
     for index, ((name, (x, y)), color) in enumerate(zip(samples.items(), _colors(), strict=False)):
         low, middle, high = np.quantile(np.asarray(_array(y), dtype=float), [0.25, 0.5, 0.75], 0)
-        line: dict[str, Any] = {"color": color, "ls": lines[index % len(lines)], "marker": marker or None}
+        line: dict[str, Any] = {
+            "color": color,
+            "ls": lines[index % len(lines)],
+            "marker": marker or None,
+        }
         ax.plot(_array(x), middle, label=name, ms=4, **line)
         ax.fill_between(_array(x), low, high, color=color, alpha=0.18, lw=0)
     ax.set_xscale("log" if "x" in log else "linear")
