@@ -16,7 +16,7 @@ from torch_wprox import WassersteinProx
 
 pytestmark = pytest.mark.slow
 Results = list[dict[str, Any]]
-COMBINATIONS = [(d, s) for d in ddp_cases.DISTANCES for s in ddp_cases.SOLVERS]
+COMBINATIONS = ddp_cases.COMBINATIONS
 
 
 @pytest.fixture(
@@ -111,6 +111,16 @@ def test_numbers_that_decide_are_those_of_the_first_rank(ranks: Results) -> None
     assert_all_equal([f["end"] for f in found])
     assert_all_equal([[row["evaluations"] for row in f["rows"]] for f in found])
     assert torch.equal(found[0]["end"], ranks[0]["emd-gd"]["end"])
+
+
+@pytest.mark.parametrize("distance", ["sinkhorn", "sliced"])
+def test_ranks_that_round_a_distance_differently_do_not_drift_apart(
+    ranks: Results, distance: str
+) -> None:
+    found = [r["approximate_distances_on_other_hardware"][distance] for r in ranks]
+    assert_all_equal([f["end"] for f in found])
+    for key in ("evaluations", "residual"):
+        assert_all_equal([[row[key] for row in f["rows"]] for f in found])
 
 
 def test_process_group_none_trains_every_rank_alone(ranks: Results) -> None:

@@ -60,7 +60,7 @@ class Sinkhorn(Stateless):
 
     def anchored(self, W: Tensor, classes: Tensor | None, agree: Agree = alone) -> AnchoredDistance:
         """Return d(., W), class by class."""
-        return _AnchoredSinkhorn(W, classes, self)
+        return _AnchoredSinkhorn(W, classes, self, agree)
 
 
 class _AnchoredSinkhorn:
@@ -68,8 +68,9 @@ class _AnchoredSinkhorn:
     is_certified = False
     assignment: Tensor | None = None
 
-    def __init__(self, W: Tensor, classes: Tensor | None, options: Sinkhorn) -> None:
+    def __init__(self, W: Tensor, classes: Tensor | None, options: Sinkhorn, agree: Agree) -> None:
         self._W = W.double()
+        self._agree = agree
         self._options = options
         self._rows = [
             rows if isinstance(rows, slice) else torch.from_numpy(rows).to(W.device)
@@ -101,7 +102,8 @@ class _AnchoredSinkhorn:
             share = len(v) / len(V)
             value = value + share * d
             gradient[rows] = share * g
-        return DistanceValue(value, gradient.to(V.dtype))
+        # Ranks that round the iterations differently would drift apart.
+        return DistanceValue(value, self._agree(gradient).to(V.dtype))
 
     def settle(self, V: Tensor) -> DistanceValue:
         return self.evaluate(V)

@@ -68,7 +68,7 @@ class Sliced:
             W.shape[1], self.projections, dtype=torch.float64, generator=self._generator
         )
         t = agree(t / torch.linalg.vector_norm(t, dim=0).clamp_min(1e-300))
-        return _AnchoredSliced(W, classes, t.to(W))
+        return _AnchoredSliced(W, classes, t.to(W), agree)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the generator's state."""
@@ -85,8 +85,9 @@ class _AnchoredSliced:
     is_certified = False
     assignment: Tensor | None = None
 
-    def __init__(self, W: Tensor, classes: Tensor | None, directions: Tensor) -> None:
+    def __init__(self, W: Tensor, classes: Tensor | None, directions: Tensor, agree: Agree) -> None:
         self._W = W
+        self._agree = agree
         self._directions = directions  # (D, L)
         self._rows = [
             rows if isinstance(rows, slice) else torch.from_numpy(rows).to(W.device)
@@ -114,7 +115,8 @@ class _AnchoredSliced:
                 value += difference.square().sum()
                 moved = torch.empty_like(difference).scatter_(0, order, difference)
                 gradient[rows] += moved @ t.T
-        return DistanceValue(value / (m * L), gradient * (2.0 / (m * L)))
+        # Ranks that round a projection differently may sort near ties differently.
+        return DistanceValue(value / (m * L), self._agree(gradient * (2.0 / (m * L))))
 
     def settle(self, V: Tensor) -> DistanceValue:
         return self.evaluate(V)

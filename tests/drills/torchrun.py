@@ -15,8 +15,7 @@ if __name__ == "__main__":
     rank, world = dist.get_rank(), dist.get_world_size()
     found = {
         (distance, solver): ddp_cases.combination(rank, world, distance, solver)
-        for distance in ddp_cases.DISTANCES
-        for solver in ddp_cases.SOLVERS
+        for distance, solver in ddp_cases.COMBINATIONS
     }
     torch.save(found, Path(sys.argv[1]) / f"{rank}.pt")
     dist.destroy_process_group()
