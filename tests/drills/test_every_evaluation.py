@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,8 +20,10 @@ pytestmark = pytest.mark.nightly
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "frobenius": FrobeniusProx,
     "emd": WassersteinProx,
+    "sinkhorn": partial(WassersteinProx, distance="sinkhorn"),
+    "sliced": partial(WassersteinProx, distance="sliced"),
 }
-SOLVERS = ["gd", "bfgs", "lbfgs"]
+SOLVERS = ["gd", "adam", "bfgs", "lbfgs"]
 COMBINED = pytest.mark.parametrize(
     ("distance", "solver"), [(d, s) for d in OPTIMIZERS for s in SOLVERS]
 )
