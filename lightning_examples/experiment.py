@@ -8,18 +8,21 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
+from PIL import Image, ImageSequence
 from pytorch_lightning.callbacks import ModelCheckpoint
 from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
@@ -33,14 +36,17 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
-def parser(description: str | None, out: str) -> argparse.ArgumentParser:
-    """Return a parser with the flags that every example has."""
+def parser(description: str | None, out: str, **numbers: float) -> argparse.ArgumentParser:
+    """Return a parser with the flags that every example has, and one per number."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     made.add_argument("--out", type=Path, default=Path("out") / out, help="folder of the figures")
     made.add_argument("--fast", action="store_true", help="a small run that ends in seconds")
     made.add_argument("--no-progress", action="store_true", help="no progress bar")
+    for name, value in numbers.items():
+        flag = f"--{name.replace('_', '-')}"
+        made.add_argument(flag, type=type(value), default=value, help="see the source")
     return made
 
 
@@ -64,11 +70,24 @@ def diabetes(train: int = 354, seed: int = 0) -> tuple[Batch, Batch]:
 
 def note_layer(m: int = 50, seed: int = 0, scale: float = 1e-2) -> MeanFieldLayer:
     """Return the note's network: frozen signs, half of them +, output summed over m neurons."""
-    layer = MeanFieldLayer(1, m, parameterization="signed", reduction="sum", dtype=torch.float64)
-    W = scale * np.random.default_rng(seed).standard_normal((m, 2))
+    return signed_layer(scale * np.random.default_rng(seed).standard_normal((m, 2)))
+
+
+def signed_layer(
+    W: NDArray[np.float64], reduction: Literal["mean", "sum"] = "sum"
+) -> MeanFieldLayer:
+    """Return neurons (w, b) = W (m, 2) with frozen signs, + for the first half."""
+    layer = MeanFieldLayer(
+        1, len(W), parameterization="signed", reduction=reduction, dtype=torch.float64
+    )
     with torch.no_grad():
         layer.particles.copy_(torch.from_numpy(W))
     return layer
+
+
+def activates(W: Tensor, x: Tensor) -> Tensor:
+    """Return (m,): whether neurons (w, b) = W (m, 2) activate any of the data x (n, 1)."""
+    return (W[:, :1] @ x.T + W[:, 1:] > 0).any(dim=1)
 
 
 def mean_squared_error(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -235,6 +254,20 @@ class Budget(pl.Callback):
             trainer.should_stop = True
 
 
+def loss_curves(runs: Mapping[tuple[str, int], Run]) -> dict[str, tuple[range, Tensor]]:
+    """Return name to (steps, losses (seeds, T)) for runs by (name, seed): for ``plot_bands``."""
+    losses: dict[str, list[list[float]]] = {}
+    for (name, _), run in runs.items():
+        losses.setdefault(name, []).append(run.losses)
+    return {name: (range(len(rows[0])), torch.tensor(rows)) for name, rows in losses.items()}
+
+
+def tabulate(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Print the table and write it."""
+    print_table(rows)
+    write_csv(path, rows)
+
+
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """Print one line per row, numbers with four significant digits."""
     cells = [[_cell(value, 4) for value in row.values()] for row in rows]
@@ -251,6 +284,20 @@ def save(ax: Axes, path: Path, size: tuple[float, float]) -> None:
     figure.set_size_inches(*size)
     figure.savefig(path)
     plt.close(figure)
+    print(f"wrote {path}")
+
+
+def save_gif(animation: FuncAnimation, path: Path, size: tuple[float, float], fps: int) -> None:
+    """Write the animation, ``size`` in inches, in 48 colours to keep it small; close its figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = animation._fig  # type: ignore[attr-defined]
+    figure.set_size_inches(*size)
+    animation.save(path, writer=PillowWriter(fps=fps), dpi=80)
+    plt.close(figure)
+    with Image.open(path) as frames:
+        palette = [f.convert("RGB").quantize(48) for f in ImageSequence.Iterator(frames)]
+    how: dict[str, Any] = {"duration": 1000 // fps, "loop": 0, "optimize": True}
+    palette[0].save(path, save_all=True, append_images=palette[1:], **how)
     print(f"wrote {path}")
 
 

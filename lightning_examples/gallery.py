@@ -18,6 +18,7 @@ EXAMPLES = (
     "diabetes",
     "digits",
     "grid",
+    "early",
 )
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "NEGATIVE",
     "PALETTE",
     "POSITIVE",
+    "legend_above",
     "plot_curves",
     "plot_descent",
     "plot_function",
@@ -132,7 +133,7 @@ def plot_descent(
         fraction.spines["right"].set_visible(True)
         ax.set_zorder(fraction.get_zorder() + 1)  # the thin lines lie on top of the thick ones
         ax.patch.set_visible(False)
-    _legend_above(ax, columns=len(runs), handles=drawn)
+    legend_above(ax, columns=len(runs), handles=drawn)
     return ax
 
 
@@ -160,7 +161,7 @@ def plot_curves(
     ax.set_yscale("log" if log else "linear")
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
-    _legend_above(ax, columns=min(len(curves), 3))
+    legend_above(ax, columns=min(len(curves), 3))
     return ax
 
 
@@ -200,7 +201,13 @@ def plot_bands(
     ax.set_yscale("log" if "y" in log else "linear")
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
-    _legend_above(ax, columns=min(len(samples), 3))
+    low, high = ax.get_ylim()
+    if "y" in log and high < 30 * low:  # else labels like 4 x 10^-1 take the room
+        ax.yaxis.set_minor_formatter("{x:.2g}")
+        ax.yaxis.set_major_formatter("{x:.2g}")
+    if all(isinstance(x, range) for x, _ in samples.values()):
+        ax.locator_params(axis="x", integer=True)
+    legend_above(ax, columns=min(len(samples), 3))
     return ax
 
 
@@ -263,7 +270,7 @@ def plot_trajectories(
     ax.set_xlabel(labels[0])
     ax.set_ylabel(labels[1])
     ax.locator_params(axis="x", nbins=6)  # signed decimals are wide
-    _legend_above(ax, columns=2)
+    legend_above(ax, columns=2)
     return ax
 
 
@@ -292,7 +299,7 @@ def plot_function(
     ax.plot(_array(x.reshape(-1)), _array(y.reshape(-1)), label="data $(x_j, y_j)$", **points)
     ax.set_xlabel("input $x$")
     ax.set_ylabel("output $f(x)$")
-    _legend_above(ax, columns=min(len(curves) + 1, 3))
+    legend_above(ax, columns=min(len(curves) + 1, 3))
     return ax
 
 
@@ -323,8 +330,14 @@ def _axes(ax: Axes | None) -> Axes:
     return pyplot.figure().add_subplot()
 
 
-def _legend_above(ax: Axes, *, columns: int, handles: Sequence[Any] | None = None) -> None:
-    """One legend, above the axes, where it hides nothing."""
+def legend_above(ax: Axes, *, columns: int, handles: Sequence[Any] | None = None) -> None:
+    """Put one legend above the axes, where it hides nothing.
+
+    Args:
+        ax: The axes.
+        columns: Of the legend.
+        handles: What it names; None: all that has a label.
+    """
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
     corner = (0.0, 1.0)
     ax.legend(

@@ -1,0 +1,57 @@
+"""The pages on the note's sections 1 to 5 say what their tables say."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+GALLERY = Path(__file__).parent.parent / "docs" / "gallery"
+
+
+def table(name: str) -> list[dict[str, str]]:
+    with open(GALLERY / f"{name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def page(name: str) -> str:
+    return " ".join((GALLERY / f"{name}.md").read_text().split())
+
+
+def short(value: float, digits: int) -> str:
+    """A number as the pages print it: .234."""
+    return f"{value:.{digits}f}".lstrip("0")
+
+
+def medians(rows: list[dict[str, str]], by: str, column: str) -> dict[str, float]:
+    """Median of a column by the value of another."""
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        groups.setdefault(row[by], []).append(float(row[column]))
+    return {name: median(values) for name, values in groups.items()}
+
+
+def span(rows: list[dict[str, str]], column: str, **where: Any) -> tuple[int, int]:
+    """Least and largest integer of a column among the rows with the given values."""
+    values = [int(r[column]) for r in rows if all(r[k] == str(v) for k, v in where.items())]
+    return min(values), max(values)
+
+
+def test_early() -> None:
+    rows, text = table("early"), page("early")
+    loss = medians(rows, "descent", "loss")
+    for names, words in (
+        (("Frobenius, inner gd", "Wasserstein, inner gd"), "{} (Frobenius) and {} (Wasserstein)"),
+        (("Frobenius", "Wasserstein", "global"), "{} and {}, the global steps to {}"),
+    ):
+        assert words.format(*(short(loss[name], 3) for name in names)) in text
+    moved = {name: span(rows, "inactive moved", descent=name) for name in loss}
+    assert moved["Frobenius"] == (0, 0)
+    assert "all {} to {} neurons in it".format(*span(rows, "inactive")) in text
+    assert "{} to {} of these neurons do move".format(*moved["Wasserstein"]) in text
+    assert "{} to {} of them move".format(*moved["global"]) in text
+    far = max(float(row["farthest"]) for row in rows if row["descent"] == "Wasserstein")
+    assert f"up to {far:.1f} far" in text
+    assert all(float(r["relative gap"]) < 1e-6 for r in rows if r["descent"] == "global")
+    assert (GALLERY / "early.gif").stat().st_size < 1_500_000
