@@ -74,12 +74,18 @@ def note_layer(m: int = 50, seed: int = 0, scale: float = 1e-2) -> MeanFieldLaye
 
 
 def signed_layer(
-    W: NDArray[np.float64], reduction: Literal["mean", "sum"] = "sum"
+    W: NDArray[np.float64],
+    reduction: Literal["mean", "sum"] = "sum",
+    *,
+    bias: bool = True,
+    alpha: Tensor | None = None,
 ) -> MeanFieldLayer:
-    """Return neurons (w, b) = W (m, 2) with frozen signs, + for the first half."""
-    layer = MeanFieldLayer(
-        1, len(W), parameterization="signed", reduction=reduction, dtype=torch.float64
-    )
+    """Return neurons W (m, D), frozen signs alpha (m,); None: + for the first half, - after it."""
+    m, columns = W.shape
+    kind: dict[str, Any] = {"parameterization": "signed", "dtype": torch.float64}
+    layer = MeanFieldLayer(columns - bias, m, bias=bias, reduction=reduction, **kind)
+    if alpha is not None:
+        layer.alpha = alpha
     with torch.no_grad():
         layer.particles.copy_(torch.from_numpy(W))
     return layer
@@ -252,6 +258,19 @@ class Budget(pl.Callback):
         self.seconds += time.perf_counter() - self._began
         if self.evaluations >= self._most[0] or self.seconds >= self._most[1]:
             trainer.should_stop = True
+
+
+def watch(
+    model: MeanFieldLayer, make_optimizer: MakeOptimizer, data: Batch
+) -> tuple[Run, list[Tensor]]:
+    """Take one step and return with it the particles at every evaluation of the closure."""
+    seen: list[Tensor] = []
+
+    def loss(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        seen.append(model.positions())
+        return mean_squared_error(model, x, y)
+
+    return train(model, make_optimizer, data, 1, loss=loss), seen
 
 
 def loss_curves(runs: Mapping[tuple[str, int], Run]) -> dict[str, tuple[range, Tensor]]:

@@ -19,6 +19,7 @@ EXAMPLES = (
     "digits",
     "grid",
     "early",
+    "inner",
 )
 
 

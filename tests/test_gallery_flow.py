@@ -55,3 +55,20 @@ def test_early() -> None:
     assert f"up to {far:.1f} far" in text
     assert all(float(r["relative gap"]) < 1e-6 for r in rows if r["descent"] == "global")
     assert (GALLERY / "early.gif").stat().st_size < 1_500_000
+
+
+def test_inner() -> None:
+    rows, text = table("inner"), page("inner")
+    last = {row["descent"]: row for row in rows}
+    ends = [short(float(last[name]["P"]), 4) for name in ("Frobenius", "Wasserstein", "global")]
+    assert "{} (Frobenius) and {} (Wasserstein)".format(*ends[:2]) in text
+    assert f"one and the same global minimum: {ends[2]} (stars)" in text
+    assert abs(float(last["global"]["gap"])) < 1e-8
+    ways = {name: [row for row in rows if row["descent"] == name] for name in last}
+    swapped = {int(r["iteration"]): r["anchor of inactive"] == "0" for r in ways["Wasserstein"]}
+    assert max(t for t, yes in swapped.items() if not yes) == 20
+    assert min(t for t, yes in swapped.items() if yes) == 50
+    assert "between inner iterations 20 and 50" in text
+    pulls = [float(row["its pull"]) for row in ways["Wasserstein"]]
+    assert f"force of {short(max(pulls), 3)} or less" in text
+    assert {float(row["its pull"]) for row in ways["Frobenius"]} == {0.0}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "animate_trajectories",
+    "evenly_along",
     "inactive_cone",
     "plot_arrows",
     "plot_inactive",
@@ -111,12 +112,26 @@ def plot_arrows(ax: Axes, start: Tensor, arrows: Tensor, color: str, label: str 
         label: For the legend.
     """
     tails, tips = start.detach().cpu().numpy(), arrows.detach().cpu().numpy()
-    how: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.005}
+    how: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.004}
     ax.quiver(*tails.T, *tips.T, color=color, zorder=3, label=label or None, **how)
     return ax
 
 
-def plot_ways(ax: Axes, ways: Tensor, color: str = PALETTE[6], label: str = "") -> Axes:
+def evenly_along(way: Tensor, k: int) -> Tensor:
+    """Return the indices (k,) of points of a way (T, D) that are spread evenly over its length.
+
+    Example:
+        >>> evenly_along(torch.tensor([[0.0], [1.0], [1.1], [3.0], [4.0]]), 2)
+        tensor([1, 3])
+    """
+    length = torch.cat([way.new_zeros(1), way.diff(dim=0).norm(dim=1).cumsum(0)])
+    wanted = (torch.arange(k, dtype=way.dtype) + 0.5) / k * length[-1]
+    return torch.searchsorted(length, wanted).clamp(max=len(way) - 1)
+
+
+def plot_ways(
+    ax: Axes, ways: Tensor, color: str = PALETTE[6], label: str = "", line: str = "-"
+) -> Axes:
     """Draw the ways of some neurons again, thick, so that they stand out.
 
     Args:
@@ -124,10 +139,11 @@ def plot_ways(ax: Axes, ways: Tensor, color: str = PALETTE[6], label: str = "") 
         ways: (T, k, 2).
         color: Of the ways.
         label: For the legend, once.
+        line: Their line style.
     """
     for index, way in enumerate(ways.detach().cpu().transpose(0, 1)):
         name = "_nolegend_" if index or not label else label
-        ax.plot(*way.T.numpy(), color=color, lw=1.8, zorder=3, solid_capstyle="round", label=name)
+        ax.plot(*way.T.numpy(), line, color=color, lw=1.8, zorder=3, label=name)
     return ax
 
 

@@ -306,12 +306,13 @@ def plot_function(
 def _activation_lines(ax: Axes, inputs: Tensor) -> None:
     """Lines {(w, b): x_j w + b = 0}, or {w: <x_j, w> = 0} for (n, 2); they set no limits."""
     points = inputs.detach().cpu().double().reshape(len(inputs), -1)
+    no_bias = points.shape[1] == 2
     if points.shape[1] == 1:
         points = torch.cat([points, torch.ones_like(points)], dim=1)
     if points.shape[1] != 2:
         raise ValueError(f"inputs must be (n,), (n, 1) or (n, 2), got {tuple(inputs.shape)}")
-    label = r"$\langle x_j, w\rangle + b = 0$"
-    if label in ax.get_legend_handles_labels()[1]:
+    zero = r"$\langle x_j, w\rangle = 0$" if no_bias else r"$\langle x_j, w\rangle + b = 0$"
+    if zero in ax.get_legend_handles_labels()[1]:
         return
     for first, second in points.tolist():
         how: dict[str, Any] = {"color": _GREY, "lw": 0.7, "zorder": 0}
@@ -319,7 +320,7 @@ def _activation_lines(ax: Axes, inputs: Tensor) -> None:
             ax.axline((0.0, 0.0), slope=-first / second, **how)  # a slope sets no limits
         elif first:
             ax.axvline(0.0, **how)
-    ax.plot([], [], color=_GREY, lw=0.7, label=label)
+    ax.plot([], [], color=_GREY, lw=0.7, label=zero)
 
 
 def _axes(ax: Axes | None) -> Axes:
