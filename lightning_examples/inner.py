@@ -35,11 +35,10 @@ def network(V: Tensor = W) -> MeanFieldLayer:  # one sign, no bias
 def inside(V: Tensor, gamma: float, exchange: bool) -> State:
     layer = network(V)
     loss = experiment.mean_squared_error(layer, X, Y)
-    gradient = torch.autograd.grad(loss, layer.particles)[0]
     sigma = transport.assign(V, transport.start(W, None))[0] if exchange else torch.arange(2)
     away = V - W[sigma]
     value = loss.item() + away.square().sum().item() / (4 * gamma)  # mass 1/2 per neuron
-    forces = -torch.stack([gradient, away / (2 * gamma)])
+    forces = -torch.stack([*torch.autograd.grad(loss, layer.particles), away / (2 * gamma)])
     return {"V": V, "sigma": sigma, "P": value, "forces": forces}
 
 
