@@ -144,3 +144,29 @@ def test_a_step_whose_trials_were_all_too_long_leaves_a_shorter_length():
         assert p.item() == 1e-3
         lengths.append(opt.state_dict()["prox"]["length"])
     assert lengths[0] > lengths[1] > lengths[2] > 0
+
+
+@pytest.mark.parametrize("solver", ["gd", "bfgs", "lbfgs"])
+def test_trials_that_rounding_cannot_tell_from_the_anchor_shorten_nothing(solver):
+    # A flat loss with a gradient that does not shrink, as that of coarse weights near their floor.
+    p = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    opt = FrobeniusProx([p], gamma=1.0, max_eval=60, solver=solver)
+
+    def take_step(is_flat):
+        anchor = p.detach().clone()
+
+        def closure():
+            opt.zero_grad()
+            slope = 1.0 if torch.equal(p, anchor) else 2.0
+            loss = 1.0 + slope * (p - p.detach()).sum() if is_flat else p.square().sum()
+            loss.backward()
+            return loss
+
+        opt.step(closure)
+        return opt.report
+
+    for _ in range(3):
+        take_step(is_flat=True)
+        assert opt.state_dict()["prox"]["length"] is None
+    assert torch.equal(p, torch.tensor([1.0, -2.0], dtype=torch.float64))
+    assert take_step(is_flat=False).loss_after == pytest.approx(5.0 / 9.0)

@@ -79,4 +79,6 @@ def learnt_length(objective: Objective, before: float | None) -> float | None:
     if last is None or last is start or not start.residual > 0:
         return before
     way = torch.linalg.vector_norm(last.point - start.point).item()
+    if not way > 0 or objective.equals(last.value, start.value):
+        return before  # P is at its floor there: nothing is too far
     return float(0.5 * way / start.residual)
