@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torch_wprox import Status, prox, wasserstein_sq
+from torch_wprox import FirstOrder, Status, prox, wasserstein_sq
 
 
 def cloud(m: int, D: int, seed: int) -> Tensor:
@@ -89,6 +89,44 @@ def test_prox_of_a_separable_quadratic_is_the_closed_form(distance: str, gamma: 
     )
     assert torch.allclose(V, W / (1 + c * 6 * gamma), rtol=0, atol=1e-9)
     assert report.permuted_fraction == 0.0
+
+
+@pytest.mark.parametrize("solver", ["auto", "gd", "bfgs", "lbfgs"])
+@pytest.mark.parametrize("distance", ["frobenius", "emd", "sinkhorn", "sliced"])
+def test_prox_of_a_linear_function_translates_the_cloud_under_every_distance(
+    distance: str, solver: str
+) -> None:
+    # d(V, W) >= |mean V - mean W|^2 with equality at translations (on a line for sliced), so
+    # argmin c mean(V) + d(V, W)/(2 gamma) = W - gamma c.
+    W, c, gamma = cloud(6, 1, 3), 0.7, 0.5
+    V, report = prox(
+        lambda V: c * V.mean(),
+        W,
+        gamma,
+        distance=distance,
+        solver=solver,
+        max_eval=2000,
+        tolerance_grad=1e-9,
+    )
+    # GeomLoss ends its iterations at errors of about 1e-3 in the potentials.
+    atol = 1e-3 if distance == "sinkhorn" else 1e-7
+    assert torch.allclose(V, W - gamma * c, rtol=0, atol=atol)
+    assert report.loss_after == pytest.approx(c * V.mean().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
+@pytest.mark.parametrize("distance", ["frobenius", "emd", "sinkhorn", "sliced"])
+def test_prox_by_an_optimizer_of_torch_descends_to_the_same_point(
+    distance: str, optimizer: type[torch.optim.Optimizer]
+) -> None:
+    W, c, gamma = cloud(6, 1, 3), 0.7, 0.5
+    inner = FirstOrder(optimizer, lr=1.0 if optimizer is torch.optim.SGD else 3e-2)
+    V, report = prox(
+        lambda V: c * V.mean(), W, gamma, distance=distance, solver=inner, max_eval=100
+    )
+    assert report.evaluations <= 100
+    assert report.objective <= report.loss_before
+    assert torch.allclose(V, W - gamma * c, rtol=0, atol=1e-2)
 
 
 def test_weight_decay_is_part_of_the_function_in_closed_form() -> None:

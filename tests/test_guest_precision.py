@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,9 @@ from conftest import closure_of, sinus_data, sinus_layer
 from torch_wprox import FrobeniusProx, WassersteinProx
 
 BOTH = [WassersteinProx, FrobeniusProx]
+ALL = [*BOTH, *(partial(WassersteinProx, distance=name) for name in ("sinkhorn", "sliced"))]
+ALL += [partial(WassersteinProx, solver="adam")]
+NAMES = ["emd", "frobenius", "sinkhorn", "sliced", "adam"]
 COARSE = [torch.bfloat16, torch.float16]
 
 
@@ -75,9 +79,9 @@ def test_moves_below_the_resolution_are_lost_in_bfloat16_and_kept_by_autocast(
 
 
 @pytest.mark.parametrize("dtype", COARSE)
-@pytest.mark.parametrize("optimizer", BOTH)
+@pytest.mark.parametrize("optimizer", ALL, ids=NAMES)
 def test_steps_in_coarse_weights_are_finite_and_lower_the_loss(
-    optimizer: type, dtype: torch.dtype
+    optimizer: Any, dtype: torch.dtype
 ) -> None:
     layer, x, y = problem(dtype)
     opt = optimizer(layer.parameters(), gamma=0.1, max_eval=30)
@@ -170,6 +174,20 @@ def test_the_closure_runs_under_the_callers_autocast() -> None:
 
 
 # --- float64 --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ALL, ids=NAMES)
+def test_no_arithmetic_leaves_the_type_of_the_weights(optimizer: Any) -> None:
+    for dtype in (torch.float32, torch.float64):
+        layer, x, y = problem(dtype)
+        before = layer.particles.detach().clone()
+        opt = optimizer(layer.parameters(), gamma=0.1, max_eval=30)
+        opt.step(closure_of(layer, opt, x, y))
+        assert layer.particles.dtype == dtype
+        assert opt.report.objective < opt.report.loss_before
+        moved = (layer.particles - before)[layer.particles.grad != 0]
+        # A path through float32 would leave the difference with its 24 bits.
+        assert torch.equal(moved.float().double(), moved.double()) == (dtype == torch.float32)
 
 
 @pytest.mark.parametrize("optimizer", BOTH)

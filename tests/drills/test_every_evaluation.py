@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from conftest import sinus_data, sinus_layer
 from torch_wprox import FrobeniusProx, MeanFieldLayer, Status, WassersteinProx
+from torch_wprox.sinkhorn import Sinkhorn
 
 pytestmark = pytest.mark.nightly
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "frobenius": FrobeniusProx,
     "emd": WassersteinProx,
-    "sinkhorn": partial(WassersteinProx, distance="sinkhorn"),
+    "sinkhorn": partial(WassersteinProx, distance=Sinkhorn(blur=0.3, scaling=0.5)),  # quick
     "sliced": partial(WassersteinProx, distance="sliced"),
 }
 SOLVERS = ["gd", "adam", "bfgs", "lbfgs"]
