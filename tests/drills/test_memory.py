@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
-import os
-from pathlib import Path
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,19 +16,69 @@ from torch import Tensor
 from conftest import sinus_layer
 from torch_wprox import FrobeniusProx, WassersteinProx
 
-pytestmark = pytest.mark.nightly
+FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 
 
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+class _MallInfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in FIELDS.split()]
 
 
-def live_tensors() -> int:
-    gc.collect()
-    return sum(issubclass(type(o), Tensor) for o in gc.get_objects())
+def _mallinfo() -> Callable[[], _MallInfo] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    function = getattr(ctypes.CDLL(None), "mallinfo2", None)  # glibc 2.33
+    if function is not None:
+        function.restype = _MallInfo
+    return function
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+MALLINFO = _mallinfo()
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.skipif(MALLINFO is None, reason="counts the bytes in use as glibc does"),
+]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the process holds: not its resident pages, which come and go with the machine's load.
+
+    Attributes:
+        tensors: Live tensors.
+        blocks: Blocks of Python's own allocator (objects up to 512 bytes).
+        heap: Bytes in use in the C heap: storages of tensors, everything of C++.
+    """
+
+    tensors: int
+    blocks: int
+    heap: int
+
+    @classmethod
+    def now(cls) -> Held:
+        gc.collect()
+        assert MALLINFO is not None
+        info = MALLINFO()
+        tensors = sum(issubclass(type(o), Tensor) for o in gc.get_objects())
+        return cls(tensors, sys.getallocatedblocks(), info.uordblks + info.hblkhd)
+
+
+def assert_nothing_grew(before: Held, after: Held, steps: int) -> None:
+    assert after.tensors == before.tensors
+    # A reference, a number or a storage (64 bytes at least) kept by every eighth step is too much.
+    assert after.blocks - before.blocks < steps / 8
+    assert after.heap - before.heap < 64 * steps / 8
+
+
+@pytest.mark.parametrize("leak", [lambda: torch.empty(1), lambda: bytearray(8), lambda: object()])
+def test_one_thing_kept_in_every_fourth_step_is_noticed(leak: Callable[[], Any]) -> None:
+    kept = []
+    before = Held.now()
+    for _ in range(2_000):
+        kept.append(leak())
+    with pytest.raises(AssertionError):
+        assert_nothing_grew(before, Held.now(), 8_000)
+
+
 @pytest.mark.parametrize("minibatches", [False, True], ids=["one F", "another F every step"])
 @pytest.mark.parametrize(
     ("optimizer", "solver"),
@@ -57,9 +109,7 @@ def test_ten_thousand_steps_do_not_grow(optimizer: type, solver: str, minibatche
 
     for _ in range(2_000):  # allocator, caches and imports settle
         step()
-    tensors, resident = live_tensors(), resident_bytes()
+    before = Held.now()
     for _ in range(8_000):
         step()
-    assert live_tensors() == tensors
-    # 8 000 leaked tensors, or references to them, would be more than a megabyte.
-    assert resident_bytes() - resident < 2**20
+    assert_nothing_grew(before, Held.now(), 8_000)
