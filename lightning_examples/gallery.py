@@ -20,6 +20,7 @@ EXAMPLES = (
     "grid",
     "early",
     "inner",
+    "flow_vs_prox",
 )
 
 
