@@ -3,7 +3,8 @@
     python -m lightning_examples.diabetes
 
 Every optimizer may evaluate the closure equally often. A proximal step spends its share inside its
-inner solver, Adam one per step, torch's L-BFGS in its line searches.
+inner solver, Adam one per step, torch's L-BFGS in its line searches. First every step sees all
+patients, then a minibatch of them, on which a proximal step spends at most five evaluations.
 """
 
 from __future__ import annotations
@@ -12,41 +13,52 @@ import argparse
 from collections.abc import Sequence
 
 import torch
+from matplotlib import pyplot as plt
 
 from lightning_examples import experiment
 from lightning_examples.experiment import MakeOptimizer, Run
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx, plotting
 
+PER_BATCH = 5  # evaluations that a step may spend on a minibatch
+
 
 # %% Four optimizers, one budget
-def contestants(args: argparse.Namespace) -> dict[str, tuple[MakeOptimizer, int]]:
+def contestants(args: argparse.Namespace, share: int) -> dict[str, tuple[MakeOptimizer, int]]:
     """Name to (optimizer, steps): steps times evaluations per step is the budget."""
-    share = args.budget // args.steps
     prox = {"gamma": args.gamma, "max_eval": share}
     line = {"max_eval": share, "max_iter": share, "line_search_fn": "strong_wolfe"}
     return {
-        "WassersteinProx": (lambda p: WassersteinProx(p, **prox), args.steps),
-        "FrobeniusProx": (lambda p: FrobeniusProx(p, **prox), args.steps),
+        "WassersteinProx": (lambda p: WassersteinProx(p, **prox), args.budget // share),
+        "FrobeniusProx": (lambda p: FrobeniusProx(p, **prox), args.budget // share),
         "Adam": (lambda p: torch.optim.Adam(p, lr=args.lr), args.budget),
-        "LBFGS": (lambda p: torch.optim.LBFGS(p, lr=1.0, **line), args.steps),
+        "LBFGS": (lambda p: torch.optim.LBFGS(p, lr=1.0, **line), args.budget // share),
     }
 
 
-def compare(args: argparse.Namespace) -> dict[str, Run]:
+def compare(args: argparse.Namespace, batch: int | None, share: int) -> dict[str, Run]:
     data, validation = experiment.diabetes()
-    return {
-        name: experiment.train(
-            MeanFieldLayer(
-                10, args.m, output_bias=True, generator=torch.Generator().manual_seed(args.seed)
-            ),
-            optimizer,
-            data,
-            steps,
-            validation=validation,
-            progress=not args.no_progress,
-        )
-        for name, (optimizer, steps) in contestants(args).items()
-    }
+    how = {"batch": batch, "validation": validation, "progress": not args.no_progress}
+    runs = {}
+    for name, (optimizer, steps) in contestants(args, share).items():
+        torch.manual_seed(args.seed)
+        layer = MeanFieldLayer(10, args.m, output_bias=True)
+        runs[name] = experiment.train(layer, optimizer, data, steps, **how)
+    return runs
+
+
+# %% Training and validation loss, without and with minibatches
+def figure(runs: dict[str, dict[str, Run]], args: argparse.Namespace) -> None:
+    with plotting.style():
+        _, axes = plt.subplots(2, 2, sharex=True, sharey="row")
+        for column, (title, found) in zip(axes.T, runs.items(), strict=True):
+            train = {name: (run.evaluations, run.losses) for name, run in found.items()}
+            validation = {name: (run.evaluations, run.validation) for name, run in found.items()}
+            plotting.plot_curves(train, column[0], xlabel="", ylabel="training loss $F$")
+            plotting.plot_curves(validation, column[1], ylabel="validation loss", log=False)
+            column[1].get_legend().remove()
+            column[1].set(ylim=(0.4, 1.4))
+            column[0].set_title(title, y=1.17)
+        experiment.save(axes[0, 0], args.out / "diabetes.png", size=(11, 7))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Run]:
@@ -55,29 +67,31 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Run]:
     parser.add_argument("--gamma", type=float, default=1.0, help="step size of the proximal steps")
     parser.add_argument("--lr", type=float, default=1e-2, help="step size of Adam")
     parser.add_argument("--budget", type=int, default=2000, help="closure evaluations each")
-    parser.add_argument("--steps", type=int, default=20, help="proximal steps")
-    parser.add_argument("--seed", type=int, default=0, help="of the initialisation")
+    parser.add_argument("--steps", type=int, default=20, help="proximal steps on all patients")
+    parser.add_argument("--batch", type=int, default=64, help="patients of a minibatch")
+    parser.add_argument("--seed", type=int, default=0, help="of initialisation and batches")
     args = parser.parse_args(argv)
     if args.fast:
         args.budget, args.steps = 60, 3
-    runs = compare(args)
+    runs = {
+        "all patients in every step": compare(args, None, args.budget // args.steps),
+        f"minibatches of {args.batch}": compare(args, args.batch, PER_BATCH),
+    }
     rows = [
         {
+            "data": data,
             "optimizer": name,
             "evaluations": run.evaluations[-1],
             "training loss": run.losses[-1],
             "validation loss": run.validation[-1],
             "best validation loss": min(run.validation),
         }
-        for name, run in runs.items()
+        for data, found in runs.items()
+        for name, run in found.items()
     ]
-    experiment.print_table(rows)
-    experiment.write_csv(args.out / "diabetes.csv", rows)
-    curves = {name: (run.evaluations, run.losses) for name, run in runs.items()}
-    with plotting.style():
-        ax = plotting.plot_curves(curves, ylabel="training loss $F$ (standardised target)")
-        experiment.save(ax, args.out / "diabetes.png", size=(7, 4.5))
-    return runs
+    experiment.tabulate(args.out / "diabetes.csv", rows)
+    figure(runs, args)
+    return {f"{name}, {data}": run for data, found in runs.items() for name, run in found.items()}
 
 
 if __name__ == "__main__":

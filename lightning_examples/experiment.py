@@ -131,6 +131,27 @@ class FullBatch:
         return repeat(self.data, self.steps)
 
 
+@dataclass(frozen=True)
+class Minibatches:
+    """``steps`` batches of ``size``, every pass over the data in a new random order."""
+
+    data: Batch
+    size: int
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        x, y = self.data
+        per_pass = len(x) // self.size
+        for step in range(self.steps):
+            if step % per_pass == 0:
+                order = torch.randperm(len(x))
+            rows = order[step % per_pass * self.size :][: self.size]
+            yield x[rows], y[rows]
+
+
 @dataclass
 class Run:
     """One run: what each step reported and where the particles were.
@@ -184,16 +205,21 @@ def train(
     data: Batch,
     steps: int,
     *,
+    batch: int | None = None,
     validation: Batch | None = None,
     loss: Loss = mean_squared_error,
     callbacks: Sequence[pl.Callback] = (),
     progress: bool = False,
 ) -> Run:
-    """Train on the full batch for ``steps`` steps through a Lightning Trainer."""
+    """Train for ``steps`` steps, on all data or on minibatches, through a Lightning Trainer.
+
+    The losses recorded are those on all data.
+    """
     run = Run(model)
+    loader = FullBatch(data, steps) if batch is None else Minibatches(data, batch, steps)
     record = _Record(run, loss, data, validation)
     made = trainer(max_epochs=1, callbacks=[record, *callbacks], progress=progress)
-    fit(made, Regression(model, make_optimizer, loss), FullBatch(data, steps))
+    fit(made, Regression(model, make_optimizer, loss), loader)
     return run
 
 
