@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ import matplotlib as mpl
 import pytest
 import torch
 from matplotlib import pyplot as plt
+
+import torch_wprox
+from torch_wprox import catalog, sinkhorn, solvers
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))]
@@ -72,3 +76,31 @@ def test_the_readmes_first_screen_has_sentence_picture_install_and_diff() -> Non
     first = (ROOT / "README.md").read_text().splitlines()[:20]
     text = "\n".join(first)
     assert text.index("![") < text.index("pip install") < text.index("```diff")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/choosing.md"])
+def test_every_option_that_the_page_offers_exists(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for name in re.findall(r'distance="(\w+)"', text):
+        catalog.distance_named(name)
+    for name in re.findall(r'solver="(\w+)"', text):
+        solvers.named(name)
+    for call, arguments in re.findall(r"`(?:\w+=)?([A-Z]\w+)\(([^`]*)\)`", text):
+        signature = inspect.signature(getattr(torch_wprox, call))
+        for option in re.findall(r"(\w+)=", arguments):
+            takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+            assert option in signature.parameters or takes_any, f"{call}({option}=)"
+
+
+def test_the_page_on_choosing_names_every_distance_and_solver() -> None:
+    text = (ROOT / "docs" / "choosing.md").read_text()
+    for name in [*catalog._BY_NAME, *solvers._BY_NAME]:
+        assert f'`"{name}"`' in text or f"`{name.capitalize()}Prox`" in text, name
+
+
+def test_the_numbers_of_the_page_on_choosing_are_the_librarys() -> None:
+    text = (ROOT / "docs" / "choosing.md").read_text()
+    default = inspect.signature(torch_wprox.WassersteinProx).parameters["max_eval"].default
+    assert f"`max_eval` ({default} by default)" in text
+    assert f"up to {solvers.Auto().dense_up_to} numbers" in text
+    assert f"above {sinkhorn._DENSE_UP_TO} neurons" in text
