@@ -23,7 +23,7 @@ class Global:
 
     In the space of measures the step is convex, and its value is a lower bound of P:
 
-    .. math:: \min_\pi R\Big(\int m\,\psi\,d\pi\Big) + \frac{1}{2\gamma}\int |v - w|^2 d\pi
+    .. math:: \min_\pi R\left(\int m\,\psi\,d\pi\right) + \frac{1}{2\gamma}\int |v - w|^2 d\pi
         \;\le\; \min_V P(V).
 
     Conditional gradient (or, where output weights train, its dual) solves it; the mixture found is
