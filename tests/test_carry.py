@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 from unittest import mock
 
@@ -170,3 +171,37 @@ def test_trials_that_rounding_cannot_tell_from_the_anchor_shorten_nothing(solver
         assert opt.state_dict()["prox"]["length"] is None
     assert torch.equal(p, torch.tensor([1.0, -2.0], dtype=torch.float64))
     assert take_step(is_flat=False).loss_after == pytest.approx(5.0 / 9.0)
+
+
+@pytest.mark.parametrize("distance", ["emd", "sinkhorn", "sliced"])
+@pytest.mark.parametrize("solver", ["gd", "adam", "bfgs", "lbfgs"])
+def test_minibatch_runs_resume_bit_by_bit(solver, distance):
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(32, k, generator=g, dtype=torch.float64) for k in (3, 1))
+
+    def fresh():
+        seeded = torch.Generator().manual_seed(1)
+        layer = MeanFieldLayer(3, 8, generator=seeded, dtype=torch.float64)
+        prox = {"gamma": 10.0, "solver": solver, "distance": distance, "max_eval": 5}
+        return layer, WassersteinProx(layer.parameters(), **prox)
+
+    def run(layer, opt, first, last):
+        for i in range(8 * first, 8 * last, 8):
+            minibatch_step(opt, layer, x[i : i + 8], y[i : i + 8])
+
+    layer, opt = fresh()
+    run(layer, opt, 0, 2)
+    file = io.BytesIO()
+    torch.save([layer.state_dict(), opt.state_dict()], file)
+    run(layer, opt, 2, 4)
+
+    file.seek(0)
+    weights, state = torch.load(file, weights_only=True)
+    assert state["prox"]["length"] is not None
+    resumed, again = fresh()
+    resumed.load_state_dict(weights)
+    again.load_state_dict(state)
+    run(resumed, again, 2, 4)
+    for p, q in zip(layer.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert str(again.state_dict()) == str(opt.state_dict())
