@@ -91,6 +91,34 @@ def signed_layer(
     return layer
 
 
+def balanced_layer(m: int, scale: float, seed: int) -> MeanFieldLayer:
+    """Return m neurons (w, b, alpha), |alpha| = |(w, b)| ~ scale, + for the first half, summed."""
+    layer = MeanFieldLayer(1, m, reduction="sum", dtype=torch.float64)
+    w = torch.from_numpy(scale * np.random.default_rng(seed).standard_normal((m, 2)))
+    signs = torch.where(torch.arange(m) < m // 2, 1.0, -1.0)
+    with torch.no_grad():
+        layer.particles.copy_(torch.cat([w, (signs * w.norm(dim=1))[:, None]], dim=1))
+    return layer
+
+
+def extremal(x: Tensor, y: Tensor, sign: float, points: int = 36_000) -> Tensor:
+    """Return the angles of the extremal vectors of Maennel, Bousquet and Gelly (2018).
+
+    Local maxima on the circle of sign G(u), G(u) = (2/n) sum_j y_j relu<(x_j, 1), u>, to a
+    hundredth of a degree; not where G = 0, which moves nothing.
+
+    Args:
+        x: Inputs (n, 1).
+        y: Labels (n, 1).
+        sign: Of the output weight.
+        points: Angles tried.
+    """
+    angles = torch.arange(points, dtype=torch.float64) * (2 * torch.pi / points)
+    G = sign * 2 * (y * torch.relu(x * angles.cos() + angles.sin())).mean(dim=0)
+    top = (G.roll(1) < G) & (G.roll(-1) <= G) & (G.abs() > 1e-9)
+    return torch.atan2(angles.sin(), angles.cos())[top]
+
+
 def activates(W: Tensor, x: Tensor) -> Tensor:
     """Return (m,): whether neurons (w, b) = W (m, 2) activate any of the data x (n, 1)."""
     return (W[:, :1] @ x.T + W[:, 1:] > 0).any(dim=1)

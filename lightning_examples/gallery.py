@@ -20,6 +20,7 @@ EXAMPLES = (
     "grid",
     "early",
     "inner",
+    "initialisation",
     "flow_vs_prox",
 )
 

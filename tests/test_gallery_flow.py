@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import torch
+
+from lightning_examples import early, experiment
 
 GALLERY = Path(__file__).parent.parent / "docs" / "gallery"
 
@@ -72,3 +77,22 @@ def test_inner() -> None:
     pulls = [float(row["its pull"]) for row in ways["Wasserstein"]]
     assert f"force of {short(max(pulls), 3)} or less" in text
     assert {float(row["its pull"]) for row in ways["Frobenius"]} == {0.0}
+
+
+def test_initialisation() -> None:
+    rows, text = table("initialisation"), page("initialisation")
+    plateau = medians(rows, "run", "plateau")
+    times = [f"{value:g}".removeprefix("0") or "0" for value in plateau.values()]
+    assert "$t = {}$, {}, {} and {} for scales".format(*times) in text
+    per_decade = plateau["scale 0.001"] - plateau["scale 0.01"]
+    assert f"in the small scales costs {per_decade:g}," in text
+    (x, y), growth = early.data(), 0.0
+    for sign in (1.0, -1.0):
+        [angle] = experiment.extremal(x, y, sign)  # "here one for each sign"
+        hidden = torch.relu(x * angle.cos() + angle.sin())
+        growth = max(growth, sign * 2 * (y * hidden).mean().item())
+    assert f"\\max G = {math.log(10) / growth:.2f}$" in text
+    assert min(float(r["at its end"]) for r in rows if r["run"] == "scale 0.001") > 0.999
+    loss = medians(rows, "run", "loss")
+    assert f"at {short(loss['scale 0.001'], 3)}, where" in text
+    assert loss["scale 0.01"] < 0.06

@@ -92,3 +92,12 @@ def test_the_animation_passes_through_every_iterate(tmp_path: Path) -> None:
 def test_the_animation_refuses_nothing_to_show() -> None:
     with pytest.raises(ValueError, match="between >= 1, got 0 and 4"):
         plane.animate_trajectories({}, torch.ones(2))
+
+
+def test_extremal_vectors_are_those_of_a_closed_form() -> None:
+    # One point (x, 1) with y > 0: positive neurons align with (x, 1), negative ones with -(x, 1)
+    # nowhere active: no maximum where G is not 0.
+    x, y = torch.tensor([[1.0]], dtype=torch.float64), torch.tensor([[2.0]], dtype=torch.float64)
+    [angle] = experiment.extremal(x, y, 1.0)
+    assert abs(angle.item() - math.pi / 4) < 1e-3  # the grid of angles is 1.7e-4 fine
+    assert not len(experiment.extremal(x, y, -1.0))
