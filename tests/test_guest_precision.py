@@ -14,10 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from conftest import closure_of, sinus_data, sinus_layer
-from torch_wprox import FrobeniusProx, WassersteinProx
+from torch_wprox import FrobeniusProx, Sinkhorn, WassersteinProx
 
 BOTH = [WassersteinProx, FrobeniusProx]
-ALL = [*BOTH, *(partial(WassersteinProx, distance=name) for name in ("sinkhorn", "sliced"))]
+QUICK = Sinkhorn(blur=0.3, scaling=0.5)
+ALL = [*BOTH, *(partial(WassersteinProx, distance=d) for d in (QUICK, "sliced"))]
 ALL += [partial(WassersteinProx, solver="adam")]
 NAMES = ["emd", "frobenius", "sinkhorn", "sliced", "adam"]
 COARSE = [torch.bfloat16, torch.float16]
