@@ -22,6 +22,8 @@ EXAMPLES = (
     "inner",
     "initialisation",
     "flow_vs_prox",
+    "parameterisations",
+    "distances",
 )
 
 

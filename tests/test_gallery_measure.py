@@ -42,3 +42,37 @@ def test_the_flow_is_of_fourth_order() -> None:
     exact = end(256)
     coarse, fine = ((end(n) - exact).norm().item() for n in (4, 8))
     assert 12 < coarse / fine < 20
+
+
+def test_radial_is_joint_under_proximal_steps_only() -> None:
+    said, rows = page("parameterisations"), table("parameterisations")
+    apart = {
+        (row["descent"], row["parameterisation"]): float(row["function apart from joint"])
+        for row in rows
+    }
+    for prox in ("Frobenius prox", "Wasserstein prox"):
+        assert 1.5e-5 < apart[prox, "radial"] < 2.5e-5
+        assert min(apart[prox, form] for form in ("signed", "clouds", "sphere")) > 0.05
+    assert "2\\cdot10^{-5}" in said
+    assert apart["gradient descent", "radial"] > 0.05
+    for row in rows:
+        if row["parameterisation"] == "joint":
+            assert short(float(row["balance drift"]), 3) in said
+    prox = [{**row, "descent": ""} for row in rows if row["descent"] != "gradient descent"]
+    assert prox[:5] == prox[5:]
+
+
+def test_the_sinkhorn_divergence_is_near_the_true_distance_and_the_sliced_one_about_half() -> None:
+    rows = table("distances")
+    ratios: dict[str, list[float]] = {}
+    cost: dict[str, float] = {}
+    for row in rows:
+        if row["own / W2^2"]:
+            ratios.setdefault(row["distance"], []).append(float(row["own / W2^2"]))
+        cost[row["distance"]] = float(row["ms per evaluation"])
+    assert all(abs(r - 1) < 1e-3 for r in ratios["Sinkhorn, blur 0.01"])
+    assert all(r == 1 for r in ratios["EMD"])
+    assert all(0.4 < r < 0.6 for r in ratios["sliced, 50 projections"])
+    last = {row["distance"]: float(row["loss"]) for row in rows}
+    assert last["EMD, solved globally"] < 1e-8
+    assert 10 < cost["Sinkhorn, blur 0.1"] / cost["EMD"] < 20
