@@ -119,6 +119,12 @@ def extremal(x: Tensor, y: Tensor, sign: float, points: int = 36_000) -> Tensor:
     return torch.atan2(angles.sin(), angles.cos())[top]
 
 
+def least_loss(x: Tensor, y: Tensor, kinks: Sequence[float]) -> float:
+    """Return the least mean squared error of a continuous function, affine between the kinks."""
+    A = torch.cat([torch.ones_like(x), x, *(torch.relu(x - kink) for kink in kinks)], dim=1)
+    return F.mse_loss(A @ torch.linalg.lstsq(A, y).solution, y).item()
+
+
 def activates(W: Tensor, x: Tensor) -> Tensor:
     """Return (m,): whether neurons (w, b) = W (m, 2) activate any of the data x (n, 1)."""
     return (W[:, :1] @ x.T + W[:, 1:] > 0).any(dim=1)

@@ -21,6 +21,7 @@ EXAMPLES = (
     "early",
     "inner",
     "initialisation",
+    "sinus_gammas",
     "flow_vs_prox",
     "parameterisations",
     "distances",

@@ -12,6 +12,7 @@ import torch
 
 from lightning_examples import early, experiment
 
+BOTH = ("Wasserstein", "Frobenius")
 GALLERY = Path(__file__).parent.parent / "docs" / "gallery"
 
 
@@ -96,3 +97,34 @@ def test_initialisation() -> None:
     loss = medians(rows, "run", "loss")
     assert f"at {short(loss['scale 0.001'], 3)}, where" in text
     assert loss["scale 0.01"] < 0.06
+
+
+def test_sinus_gammas() -> None:
+    rows, text = table("sinus_gammas"), page("sinus_gammas")
+    few = [row for row in rows if int(row["seed"]) < 3 and row["descent"] == "Wasserstein"]
+    apart = medians(few, "gamma", "apart")
+    sizes = [short(apart[gamma], 2) for gamma in ("1", "0.1", "0.01", "0.001", "0.0001")]
+    assert "are {}, {}, {}, {}, {} and 0 of the way".format(*sizes) in text
+    assert apart["1e-05"] == 0
+    assert not any(float(r["permuted"]) for r in rows if r["gamma"] == "1e-05")
+    loss = {(r["descent"], r["gamma"], r["seed"]): float(r["loss"]) for r in rows}
+    for (name, gamma, seed), value in loss.items():
+        if name == "Wasserstein" and float(gamma) <= 0.01:
+            assert abs(value - loss["Frobenius", gamma, seed]) < 0.005
+    ends = {
+        name: sorted(v for (n, g, _), v in loss.items() if (n, g) == (name, "1")) for name in BOTH
+    }
+    middle = [median(ends[name]) for name in BOTH]
+    assert f"{short(middle[0], 4)} for Wasserstein and {short(middle[1], 2)} for" in text
+    stuck = [sum(value > 0.1 for value in ends[name]) for name in BOTH]
+    assert "{} seeds of 12 (Wasserstein) and {} of 12".format(*stuck) in text
+    x, y = experiment.sinus()
+    affine, bump = experiment.least_loss(x, y, ()), experiment.least_loss(x, y, (0.0, 0.25))
+    assert f"{short(affine, 4)}, the least loss of an affine" in text
+    assert f"just above {short(bump, 4)}, the least" in text
+    assert [sum(abs(v - affine) < 1e-4 for v in ends[name]) for name in BOTH] == [1, 1]
+    bumps = [sum(bump <= v < bump + 0.01 for v in ends[name]) for name in BOTH]
+    assert "({} and {} seeds)".format(*bumps) in text
+    solved = [r for r in rows if r["descent"] == "global"]
+    assert all(float(r["relative gap"]) < 0.012 for r in solved)
+    assert round(loss["global", "1", "0"] * 1e9) == 8

@@ -101,3 +101,12 @@ def test_extremal_vectors_are_those_of_a_closed_form() -> None:
     [angle] = experiment.extremal(x, y, 1.0)
     assert abs(angle.item() - math.pi / 4) < 1e-3  # the grid of angles is 1.7e-4 fine
     assert not len(experiment.extremal(x, y, -1.0))
+
+
+def test_the_least_loss_falls_with_every_kink_to_an_interpolant() -> None:
+    x, y = experiment.sinus()
+    losses = [experiment.least_loss(x, y, kinks) for kinks in ((), (0.0,), (0.0, 0.25))]
+    assert losses == sorted(losses, reverse=True)
+    # Negative neurons alone reach the concave least squares fit, kinks at +-.25.
+    assert abs(experiment.least_loss(x, y, (-0.25, 0.25)) - 0.4325491098) < 1e-9
+    assert experiment.least_loss(x, y, (-0.25, 0.0, 0.25)) < 1e-28  # five points, five parameters

@@ -1,0 +1,100 @@
+"""The note's section 3 over step sizes and seeds: where the two descents differ, and get stuck.
+
+    python -m lightning_examples.sinus_gammas
+
+The setting of `sinus`, gamma = 10^a for a = 0, .., -5, ten steps each as in the note, so that the
+time travelled, ten m gamma, shrinks with gamma. A few seeds for every gamma, more for gamma = 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from matplotlib import pyplot as plt
+
+from lightning_examples import experiment
+from lightning_examples.experiment import Run
+from torch_wprox import FrobeniusProx, WassersteinProx, plotting
+
+GAMMAS = [10.0**a for a in range(-5, 1)]
+Key = tuple[str, float, int]  # descent, gamma, seed
+MAKE: dict[str, Any] = {
+    "Wasserstein": lambda p, g, n: WassersteinProx(p, g, max_eval=n),
+    "Frobenius": lambda p, g, n: FrobeniusProx(p, g, max_eval=n),
+    "global": lambda p, g, n: WassersteinProx(p, g, solver="global"),
+}
+
+
+# %% The runs: seed 0 is solved globally too, other seeds differ little there
+def descents(args: argparse.Namespace) -> dict[Key, Run]:
+    plan = [(g, s) for g in GAMMAS for s in range(args.many if g == 1 else args.seeds)]
+    data, progress, runs = experiment.sinus(), not args.no_progress, {}
+    for name, g, seed in [(name, *pair) for pair in plan for name in MAKE]:
+        if name != "global" or seed == 0:
+            layer = experiment.note_layer(args.m, seed)
+            made = partial(MAKE[name], g=g, n=args.evaluations)
+            runs[name, g, seed] = experiment.train(layer, made, data, args.steps, progress=progress)
+    return runs
+
+
+# %% The table
+def row(key: Key, run: Run, runs: dict[Key, Run]) -> dict[str, Any]:
+    name, gamma, seed = key
+    start, end = run.positions[0], run.positions[-1]
+    other = runs["Frobenius", gamma, seed].positions[-1]
+    alive = experiment.activates(end, experiment.sinus()[0]) & (run.model.signs > 0)
+    gaps = [r.gap / r.objective for r in run.reports if r.gap is not None]
+    apart = ((end - other).norm() / (other - start).norm()).item()
+    permuted = max(r.permuted_fraction or 0.0 for r in run.reports)
+    numbers = {"loss": run.losses[-1], "apart": apart, "permuted": permuted}
+    counts = {"positive alive": int(alive.sum()), "relative gap": max(gaps, default=None)}
+    return {"descent": name, "gamma": gamma, "seed": seed, **numbers, **counts}
+
+
+# %% The figure
+def figure(rows: list[dict[str, Any]], seeds: int) -> Any:
+    left, middle, right = plt.subplots(1, 3)[1]
+
+    def over(column: str, name: str) -> tuple[list[float], torch.Tensor]:
+        few = [r for r in rows if r["descent"] == name and r["seed"] < seeds]
+        values = [[r[column] for r in few if r["gamma"] == g] for g in GAMMAS]
+        return GAMMAS, torch.tensor(values).T
+
+    how: dict[str, Any] = {"xlabel": r"step size $\gamma$", "marker": "o"}
+    losses = {name: over("loss", name) for name in MAKE}
+    plotting.plot_bands(losses, left, ylabel="loss after ten steps", log="xy", **how)
+    apart = {"how far apart the two end": over("apart", "Wasserstein")}
+    fraction = {f"largest permuted fraction, {n}": over("permuted", n) for n in list(MAKE)[:2]}
+    plotting.plot_bands(apart | fraction, middle, ylabel="share of the way", log="x", **how)
+    plotting.legend_above(middle, columns=1)
+    for name, marker in (("Wasserstein", "o"), ("Frobenius", "x")):
+        ends = sorted(r["loss"] for r in rows if r["descent"] == name and r["gamma"] == 1)
+        share = (torch.arange(len(ends)) + 1) / len(ends)
+        right.step(ends, share, where="post", marker=marker, label=name)
+    for name, kinks, line in (("affine", (), ":"), ("one bump", (0.0, 0.25), "-.")):
+        least = experiment.least_loss(*experiment.sinus(), kinks)
+        right.axvline(least, color="black", ls=line, label=f"least loss, {name}: {least:.4f}")
+    right.set(xscale="log", xlabel=r"loss for $\gamma = 1$", ylabel="share of seeds below")
+    plotting.legend_above(right, columns=2)
+    return left
+
+
+def main(argv: Sequence[str] | None = None) -> dict[Key, Run]:
+    numbers = {"m": 50, "steps": 10, "seeds": 3, "many": 12, "evaluations": 100}
+    args = experiment.parser(__doc__, "sinus_gammas", **numbers).parse_args(argv)
+    if args.fast:
+        args.m, args.steps, args.seeds, args.many, args.evaluations = 20, 2, 1, 2, 20
+    runs = descents(args)
+    rows = [row(key, run, runs) for key, run in runs.items()]
+    experiment.tabulate(args.out / "sinus_gammas.csv", rows)
+    with plotting.style():
+        experiment.save(figure(rows, args.seeds), args.out / "sinus_gammas.png", size=(14, 4.8))
+    return runs
+
+
+if __name__ == "__main__":
+    main()
