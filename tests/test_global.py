@@ -227,6 +227,25 @@ def test_gap_closes_like_one_over_m_squared() -> None:
         assert 0 <= gap <= 3 / m**2
 
 
+def test_many_inputs_are_solved_far_below_local_solvers() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(20, 5, generator=g, dtype=F64), torch.randn(20, 1, generator=g, dtype=F64)
+    layer = MeanFieldLayer(5, 16, parameterization="signed", reduction="sum", dtype=F64)
+    W = 1e-2 * torch.randn(16, 6, generator=g, dtype=F64)
+    with torch.no_grad():
+        layer.particles.copy_(W)
+    case = Case(layer, x, squared(y), 1.0)
+    report = solved(case)
+    assert not report.certified
+    assert 0 <= report.gap <= 0.15 * report.lower_bound
+    with torch.no_grad():
+        layer.particles.copy_(W)
+    local = WassersteinProx(layer.parameters(), 1.0, solver="bfgs", max_eval=500)
+    local.step(case.closure)
+    case.layer.zero_grad()
+    assert report.objective < 0.97 * local.report.objective
+
+
 # -- ties, dead neurons, extreme step sizes ------------------------------------------------------
 
 
@@ -303,7 +322,6 @@ def test_frozen_affine_head_after_the_layer_is_part_of_the_loss() -> None:
     assert 0 <= report.gap <= 0.02 * report.lower_bound
 
 
-@pytest.mark.slow
 def test_three_inputs_are_proved_and_four_are_estimated() -> None:
     for d, certified in ((2, True), (3, False)):
         case = random_case(1, m=8, n=5, d=d, gamma=1.0, scale=0.5)

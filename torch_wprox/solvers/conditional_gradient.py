@@ -109,6 +109,7 @@ def conditional_gradient(
     risk: Risk,
     model: QuadraticRisk,
     relearn: Callable[[Tensor, float, Tensor], QuadraticRisk],
+    atoms: list[Configuration],
     *,
     tolerance: float,
     max_iter: int,
@@ -128,6 +129,7 @@ def conditional_gradient(
         risk: R and its gradient; its own model if the loss is a quadratic.
         model: Second-order model of R.
         relearn: (z, R(z), grad R(z)) -> a new model, for losses that are not quadratics.
+        atoms: Where to start; the first has all the weight.
         tolerance: Gap at which to stop, relative to the value.
         max_iter: Iterations.
         pool_size: Configurations kept for rounding.
@@ -135,7 +137,7 @@ def conditional_gradient(
     Returns:
         The mixture with its bound.
     """
-    mixture = Mixture(problem, [problem.start()])
+    mixture = Mixture(problem, atoms)
     z = mixture.output
     value, lam = risk(z)
     best = -float("inf")

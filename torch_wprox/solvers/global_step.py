@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from torch_wprox.solvers.best_response import BestResponse
-from torch_wprox.solvers.cell_search import CellSearch
 from torch_wprox.solvers.conditional_gradient import Relaxed, conditional_gradient
 from torch_wprox.solvers.convexity import refuse_nonconvex
+from torch_wprox.solvers.descent import bfgs_descent, descent, has_cells
 from torch_wprox.solvers.dual import maximized_dual
-from torch_wprox.solvers.exchange import exchanged
 from torch_wprox.solvers.particle_problem import Configuration, ParticleProblem, Risk
-from torch_wprox.solvers.polish import polished
 from torch_wprox.solvers.risk_model import QuadraticRisk, learn_quadratic, local_quadratic
 from torch_wprox.solvers.rounding import Table, rounded, swapped
-from torch_wprox.solvers.sectors import Sectors
-from torch_wprox.transport import solve
 
-# Best responses lie on kinks, where one gradient is no guide: starts of a descent are moved off.
-_OFF_KINKS = 1e-6
+# Evaluations of the model for the local minimum that conditional gradient starts from.
+_WARM = 1500
 # Rounds of (second-order model of the loss at the present output, search on the model).
 _REMODELS = 4
 # LP vertices of the mixture's weights, where there are not too many weights.
 _VERTICES, _LP_WEIGHTS = 3, 20_000
-# Rounds of (choose the anchors that particles are paid from, descend).
-_EXCHANGES = 50
 # A descent costs as much as this many searches over cells.
 _DEARER = 6
 
@@ -92,8 +86,14 @@ def relax(
         def relearn(z: Tensor, value: float, lam: Tensor) -> QuadraticRisk:
             return local_quadratic(risk, z, value, lam, precision)
 
+        atoms = [start]
+        if not has_cells(problem):
+            # Whole configurations are coarse atoms: from a local minimum of the model conditional
+            # gradient has little left to do, from the anchors it stalls with many samples.
+            descend = bfgs_descent(problem, _WARM, torch.Generator().manual_seed(0))
+            atoms = descend(atoms, model)
         relaxed = conditional_gradient(
-            problem, respond, inner, model, relearn, tolerance=tolerance, max_iter=max_iter
+            problem, respond, inner, model, relearn, atoms, tolerance=tolerance, max_iter=max_iter
         )
     bound = relaxed.lower_bound
     highest = min(relaxed.value, model.value + problem.price(start))
@@ -142,7 +142,7 @@ def search(
     if not model.is_exact:
         value, lam = risk(relaxed.output)
         model = local_quadratic(risk, relaxed.output, value, lam, precision)
-    descend = _descent(problem, polish, generator)
+    descend = descent(problem, polish, generator)
     goal = bounded.lower_bound + tolerance_gap * abs(bounded.lower_bound)
     best, modelled = problem.start(), math.inf
     for batch in _starts(problem, relaxed, model, generator, starts):
@@ -165,9 +165,6 @@ def search(
     return best
 
 
-Descent = Callable[[list[Configuration], QuadraticRisk], list[Configuration]]
-
-
 def _starts(
     problem: ParticleProblem,
     relaxed: Relaxed,
@@ -185,7 +182,7 @@ def _starts(
         for j in order[:count]:
             yield [relaxed.atoms[j]]
         return
-    if not _has_cells(problem) and problem.width * len(relaxed.atoms) <= _LP_WEIGHTS:
+    if not has_cells(problem) and problem.width * len(relaxed.atoms) <= _LP_WEIGHTS:
         yield rounded(problem, relaxed, model, generator, starts=_VERTICES)
         count = max(1, count // _DEARER)
     offset = torch.stack([a.offset for a in relaxed.atoms]).mT @ relaxed.weights
@@ -197,107 +194,7 @@ def _starts(
         for _ in range(min(size, count - i)):
             drawn = torch.multinomial(weights, problem.width, replacement=True, generator=generator)
             choice = drawn.to(offset.device)
-            if not _has_cells(problem):
+            if not has_cells(problem):
                 choice, _ = swapped(table, choice)
             batch.append(table.configuration(choice))
         yield batch
-
-
-def _has_cells(problem: ParticleProblem) -> bool:
-    return not problem.trains_output and problem.inputs == 2
-
-
-def _descent(problem: ParticleProblem, rounds: int, generator: torch.Generator) -> Descent:
-    """Return the local search: over cells for particles in the plane, else nonsmooth BFGS.
-
-    Both hold the anchors that particles are paid from; afterwards these are chosen anew.
-    """
-    if _has_cells(problem):
-        descend = _cell_descent(problem)
-    else:
-        descend = _bfgs_descent(problem, rounds, generator)
-
-    respond = None if problem.labels is None else BestResponse(problem)
-
-    def paired(x: Configuration, model: QuadraticRisk) -> Configuration:
-        renamed = reassigned(problem, x)
-        if respond is None:
-            return renamed
-        swapped = exchanged(problem, respond, renamed, model)
-        return x if swapped is renamed and renamed is x else swapped
-
-    def with_exchange(batch: list[Configuration], model: QuadraticRisk) -> list[Configuration]:
-        ends = []
-        for end in descend(batch, model):
-            for _ in range(_EXCHANGES):
-                x = paired(end, model)
-                if x is end:
-                    break
-                (end,) = descend([x], model)
-            ends.append(end)
-        return ends
-
-    return with_exchange
-
-
-def reassigned(problem: ParticleProblem, x: Configuration) -> Configuration:
-    """Return x paid from the best anchors, or x itself if it is.
-
-    Inside equal coefficients particles are renamed instead, so that sigma stays the identity and
-    the Frobenius price is the Wasserstein price.
-    """
-    W = problem.anchors
-    if problem.labels is not None:
-        sigma = solve(x.points, W, problem.labels).to(x.sigma)
-        renamed = replace(x, sigma=sigma)
-    else:
-        classes = None
-        if problem.coefficients is not None:
-            classes = torch.unique(problem.coefficients, dim=0, return_inverse=True)[1]
-        sigma = solve(x.points, W, classes).to(x.sigma)
-        points = torch.empty_like(x.points)
-        points[sigma] = x.points
-        renamed = replace(x, points=points)
-    before = problem.price(x)
-    return renamed if problem.price(renamed) < before - 1e-12 * abs(before) else x
-
-
-def _cell_descent(problem: ParticleProblem) -> Descent:
-    cells = CellSearch(problem, Sectors.of(problem.features))
-    return lambda batch, model: [cells.improved(x, model) for x in batch]
-
-
-def _bfgs_descent(problem: ParticleProblem, rounds: int, generator: torch.Generator) -> Descent:
-    def descend(batch: list[Configuration], model: QuadraticRisk) -> list[Configuration]:
-        sigma = torch.stack([x.sigma for x in batch])
-        points = torch.stack([x.points for x in batch])
-        noise = torch.randn(points.shape, generator=generator, dtype=torch.float64).to(points)
-        points = points + _OFF_KINKS * float(points.abs().max()) * noise
-        moves_offset = problem.offset_stiffness is not None
-        offsets = torch.stack([x.offset for x in batch])
-        start = points.flatten(1)
-        if moves_offset:
-            start = torch.cat([start, offsets], 1)
-        size = points[0].numel()
-
-        def function(x: Tensor) -> tuple[Tensor, Tensor]:
-            V = x[:, :size].view(-1, *points.shape[1:])
-            c = x[:, size:] if moves_offset else offsets
-            value, lam = model.values_and_grads(problem.output(V, c))
-            moved = V - problem.anchors[sigma]
-            value = value + 0.5 * problem.stiffness * moved.square().sum((1, 2))
-            grad = (problem.pull(V, lam) + problem.stiffness * moved).flatten(1)
-            if problem.offset_stiffness is None:
-                return value, grad
-            shifted = c - problem.offset
-            value = value + 0.5 * problem.offset_stiffness * shifted.square().sum(1)
-            return value, torch.cat([grad, lam.sum(1) + problem.offset_stiffness * shifted], 1)
-
-        found = polished(function, start, 1.0 / problem.stiffness, max_rounds=rounds)
-        ends = []
-        for x, given, order in zip(found.points, batch, sigma, strict=True):
-            V = x[:size].view(points.shape[1:])
-            ends.append(Configuration(V, x[size:] if moves_offset else given.offset, order))
-        return ends
-
-    return descend
