@@ -25,6 +25,7 @@ EXAMPLES = (
     "flow_vs_prox",
     "parameterisations",
     "distances",
+    "certified",
 )
 
 

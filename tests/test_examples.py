@@ -124,6 +124,24 @@ def test_the_gallery_page_of_diabetes_says_what_its_table_says() -> None:
     assert all(int(row["evaluations"]) <= 2000 * 1.01 for row in rows.values())
 
 
+def test_the_gallery_page_of_certified_says_what_its_table_says() -> None:
+    page = " ".join((ROOT / "docs" / "gallery" / "certified.md").read_text().split())
+    rows = table(ROOT / "docs" / "gallery" / "certified.csv")
+    assert all(row["certified"] == "True" for row in rows)  # the page says proved
+    gaps = {
+        name: [100 * float(row["relative_gap"]) for row in rows if row["run"] == name]
+        for name in ("Wasserstein", "Frobenius", "global", "Adam")
+    }
+    for name in ("Wasserstein", "Frobenius"):
+        assert f"{gaps[name][0]:.0f} % ({name})" in page
+        assert gaps[name][-1] > 300
+    assert f"within {max(gaps['global']):.1f} % of theirs" in page
+    assert max(gaps["global"][3:]) < 1e-4
+    assert f"Adam ends {gaps['Adam'][-1]:.1f}".replace("0.", ".") in page
+    bounds = {row["lower_bound"] for row in rows if row["run"] == "Adam"}
+    assert {f"{float(bound):.4f}".lstrip("0") for bound in bounds} == {".3073"}
+
+
 @pytest.mark.slow
 def test_sinus_takes_the_flags_that_it_names(tmp_path: Path) -> None:
     wanted = {"m": 6, "n": 4, "gamma": 0.1, "seed": 3, "scale": 0.5, "solver": "gd", "steps": 1}

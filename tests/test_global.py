@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conftest import closure_of, sinus_data, sinus_layer
-from torch_wprox import FrobeniusProx, Global, Status, StepReport, WassersteinProx
+from torch_wprox import FrobeniusProx, Global, MeanFieldLayer, Status, StepReport, WassersteinProx
 from torch_wprox.proximal_point import ProximalPoint
 
 

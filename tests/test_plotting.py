@@ -10,7 +10,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
-from torch_wprox import Status, StepReport, plotting
+from torch_wprox import Certificate, Status, StepReport, plotting
 
 
 @pytest.fixture(autouse=True)
@@ -175,3 +175,19 @@ def test_bands_show_the_median_and_the_quartiles() -> None:
     assert ends.tolist() == [1.0, 1.0, 2.0, 13.0]
     assert ax.get_xscale() == "log"
     plt.close(ax.figure)
+
+
+@pytest.mark.parametrize("certified", [True, False])
+def test_a_bound_is_called_proved_only_if_every_one_is(certified: bool) -> None:
+    found = [Certificate(2.0, 1.0, True, 9), Certificate(1.5, 1.0, certified, 9)]
+    ax = plotting.plot_certificates({"ours": ([1, 2], found)})
+    labels = ax.get_legend_handles_labels()[1]
+    kind = "proved" if certified else "estimated"
+    assert labels == ["ours", f"to the {kind} bound"]
+    band = ax.collections[0].get_datalim(ax.transData)
+    assert (band.y0, band.y1) == (1.0, 2.0)
+
+
+def test_a_report_without_a_bound_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"'ours' has no lower bound: use certify"):
+        plotting.plot_certificates({"ours": ([1], [report()])})

@@ -25,11 +25,14 @@ from torch_wprox.report import StepReport
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from torch_wprox.certificate import Certificate
+
 __all__ = [
     "NEGATIVE",
     "PALETTE",
     "POSITIVE",
     "legend_above",
+    "plot_certificates",
     "plot_curves",
     "plot_descent",
     "plot_function",
@@ -208,6 +211,48 @@ def plot_bands(
     if all(isinstance(x, range) for x, _ in samples.values()):
         ax.locator_params(axis="x", integer=True)
     legend_above(ax, columns=min(len(samples), 3))
+    return ax
+
+
+def plot_certificates(
+    runs: Mapping[str, tuple[Sequence[float], Sequence[Certificate | StepReport]]],
+    ax: Axes | None = None,
+    *,
+    xlabel: str = "step $t$",
+    ylabel: str = "objective $P$",
+) -> Axes:
+    """Draw objectives, each with the band down to its lower bound: the minimum lies in the band.
+
+    A bound that is not proved at every point is called estimated in the legend.
+
+    Args:
+        runs: Name to (x, certificates), one for each x; reports of globally solved steps will do.
+        ax: Where to draw; None: a new figure.
+        xlabel: Of the horizontal axis.
+        ylabel: Of the vertical axis, which is logarithmic.
+
+    Raises:
+        ValueError: A report has no lower bound.
+    """
+    ax = _axes(ax)
+    markers, kinds = ("o", "s", "^", "v"), set()
+    for index, ((name, (x, found)), color) in enumerate(zip(runs.items(), _colors(), strict=False)):
+        bounds = [c.lower_bound for c in found]
+        if any(bound is None for bound in bounds):
+            raise ValueError(f"a report of {name!r} has no lower bound: use certify")
+        values = [c.objective for c in found]
+        marker = markers[index % len(markers)]
+        ax.plot(x, values, color=color, marker=marker, ms=4, label=name)
+        low = [bound if bound is not None and bound > 0 else float("nan") for bound in bounds]
+        ax.fill_between(x, low, values, color=color, alpha=0.18, lw=0)
+        ax.plot(x, low, color=color, lw=0.8)
+        kinds.add("proved" if all(c.certified for c in found) else "estimated")
+    for kind in sorted(kinds):
+        ax.fill_between([], [], [], color=_GREY, alpha=0.3, lw=0, label=f"to the {kind} bound")
+    ax.set_yscale("log")
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    legend_above(ax, columns=2)
     return ax
 
 
