@@ -52,6 +52,11 @@ class Case:
         loss.backward()
         return loss
 
+    def evaluated(self) -> Tensor:
+        """One evaluation with gradients, wherever it is called from."""
+        with torch.enable_grad():
+            return self.closure()
+
     @property
     def features(self) -> np.ndarray:
         X = self.x.numpy()

@@ -16,7 +16,7 @@ from torch_wprox.solvers.descent import bfgs_descent, descent, has_cells
 from torch_wprox.solvers.dual import maximized_dual
 from torch_wprox.solvers.particle_problem import Configuration, ParticleProblem, Risk
 from torch_wprox.solvers.risk_model import QuadraticRisk, learn_quadratic, local_quadratic
-from torch_wprox.solvers.rounding import Table, rounded, swapped
+from torch_wprox.solvers.rounding import Table, dealt, rounded, swapped
 
 # Evaluations of the model for the local minimum that conditional gradient starts from.
 _WARM = 1500
@@ -174,8 +174,8 @@ def _starts(
 ) -> Iterator[list[Configuration]]:
     """Yield roundings of the mixture in batches.
 
-    Where the search moves between cells it repairs any rounding, and independent draws from the
-    mixture are the more varied ones. A descent repairs less: it gets LP vertices first.
+    Atoms are dealt out in proportion to their weights. Where the search moves between cells it
+    repairs the rest. A descent repairs less: it gets LP vertices first.
     """
     if problem.labels is not None:  # rows of several atoms do not make one permutation of anchors
         order = relaxed.weights.argsort(descending=True).tolist()
@@ -187,13 +187,11 @@ def _starts(
         count = max(1, count // _DEARER)
     offset = torch.stack([a.offset for a in relaxed.atoms]).mT @ relaxed.weights
     table = Table.of(problem, relaxed.atoms, offset, model)
-    weights = relaxed.weights.cpu()
     size = max(1, count // 3)
     for i in range(0, count, size):
         batch = []
         for _ in range(min(size, count - i)):
-            drawn = torch.multinomial(weights, problem.width, replacement=True, generator=generator)
-            choice = drawn.to(offset.device)
+            choice = dealt(problem, relaxed.weights, generator)
             if not has_cells(problem):
                 choice, _ = swapped(table, choice)
             batch.append(table.configuration(choice))

@@ -79,6 +79,35 @@ class Table:
         return Configuration(points, self.offset, sigma)
 
 
+def dealt(problem: ParticleProblem, weights: Tensor, generator: torch.Generator) -> Tensor:
+    """Deal the atoms out at random, each to its share of the particles of every coefficient.
+
+    Systematic sampling: the number of particles of an atom is within 1 of its weight's share, where
+    independent draws scatter by the square root of it. Particles of equal anchors need no more.
+
+    Args:
+        problem: The particles.
+        weights: Of the atoms, (J,).
+        generator: On the CPU.
+
+    Returns:
+        The atom of each particle, (m,).
+    """
+    choice = torch.zeros(problem.width, dtype=torch.long)
+    ends = (weights.cumsum(0) / weights.sum()).cpu()
+    group = torch.zeros(problem.width, dtype=torch.long)
+    if problem.coefficients is not None:
+        group = torch.unique(problem.coefficients, dim=0, return_inverse=True)[1].cpu()
+    for q in torch.unique(group):
+        members = (group == q).nonzero()[:, 0]
+        shift = torch.rand(1, generator=generator, dtype=torch.float64)
+        marks = (torch.arange(len(members), dtype=torch.float64) + shift) / len(members)
+        order = torch.randperm(len(members), generator=generator)
+        atoms = torch.searchsorted(ends, marks).clamp_max(len(weights) - 1)
+        choice[members[order]] = atoms
+    return choice.to(weights.device)
+
+
 def vertex_weights(table: Table, target: Tensor, tilt: Tensor) -> Tensor:
     """Return the cheapest weights (J, m), but for a tilt, whose output is the target: a vertex.
 
