@@ -168,9 +168,9 @@ def naive_loop(problem: Problem, iterations: int) -> tuple[float, float]:
 # %% More inputs: searched best responses
 def many_inputs(seeds: Sequence[int], budget: int) -> None:
     print(
-        f"\n| seed | global | evaluations | seconds | best local, {budget} evaluations | lower by |"
+        f"\n| seed | global | evaluations | seconds | best local, {budget} evaluations | lower by "
+        f"| BFGS, up to {TO_THE_END} evaluations |\n" + "|---" * 7 + "|"
     )
-    print("|---|---|---|---|---|---|")
     for seed in seeds:
         ours, seconds = large(seed, 1.0).step(solver="global", max_eval=budget)
         local = {
