@@ -26,6 +26,7 @@ EXAMPLES = (
     "parameterisations",
     "distances",
     "certified",
+    "weight_decay",
 )
 
 

@@ -76,3 +76,19 @@ def test_the_sinkhorn_divergence_is_near_the_true_distance_and_the_sliced_one_ab
     last = {row["distance"]: float(row["loss"]) for row in rows}
     assert last["EMD, solved globally"] < 1e-8
     assert 10 < cost["Sinkhorn, blur 0.1"] / cost["EMD"] < 20
+
+
+def test_with_weight_decay_every_descent_ends_near_the_proved_minimum() -> None:
+    said, rows = page("weight_decay"), table("weight_decay")
+    gaps = {
+        name: max(float(row["gap %"]) for row in rows if row["descent"] == name)
+        for name in ("explicit", "Frobenius", "Wasserstein", "solved globally")
+    }
+    assert all(row["proved"] == "True" for row in rows)
+    assert {short(float(row["bound"]), 4) for row in rows} == {".5001"}
+    assert ".5001, proved" in said
+    assert short(math.ceil(100 * max(gaps.values())) / 100, 2) + " %" in said
+    assert short(gaps["solved globally"], 2) + " %" in said
+    # Explicit Euler: (1 - lambda lr)^(T/lr) of the size at the start, .44 in the median.
+    shrunk = median(float(row["size of the dead"]) for row in rows if row["descent"] == "explicit")
+    assert 0.35 < shrunk / (1 - 0.03 * 0.05) ** 4000 < 0.55
