@@ -135,6 +135,17 @@ def mean_squared_error(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.mse_loss(model(x), y)
 
 
+class Points(nn.Module):
+    """A cloud of points (m, D) that is no network: one matrix is one cloud."""
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.points = nn.Parameter(start.clone())
+
+    def positions(self) -> Tensor:
+        return self.points.detach().clone()
+
+
 class Regression(pl.LightningModule):
     """Any model with any optimizer: nothing in it knows of proximal steps."""
 

@@ -2,8 +2,8 @@
 
     python -m lightning_examples.two_points
 
-f(x, y) = (x - 4)^2 / 2 from (x, y) = (0, 1). The Frobenius prox never moves y. The Wasserstein prox
-does once x passes y: the cheapest plan then sends the anchor 1 to x and 0 to y. g = m gamma.
+f(x, y) = (x - 4)^2 / 2 from (x, y) = (0, 1), g = m gamma. The Frobenius prox never moves y. The
+Wasserstein prox does once x passes y: the cheapest plan then sends the anchor 1 to x and 0 to y.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from matplotlib import pyplot as plt
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_examples import experiment
 from lightning_examples.experiment import Run
@@ -27,15 +27,6 @@ MAKE: dict[str, Any] = {
     "Wasserstein": lambda p, g: WassersteinProx(p, g / 2, classes=None, **EXACT),
     "Frobenius": lambda p, g: FrobeniusProx(p, g / 2, **EXACT),
 }
-
-
-class Points(nn.Module):  # the cloud {x, y} is one (m, D) = (2, 1) matrix
-    def __init__(self) -> None:
-        super().__init__()
-        self.points = nn.Parameter(START.clone())
-
-    def positions(self) -> Tensor:
-        return self.points.detach().clone()
 
 
 def f(model: Any, *_: Tensor) -> Any:
@@ -54,24 +45,31 @@ def predicted(name: str, g: float, steps: int) -> list[list[float]]:
     return way
 
 
-# %% The figure: the iterates, and the first step seen from above
-def figure(runs: dict[tuple[str, float], Run], g: float = 0.2) -> Any:
-    fig, (left, right) = plt.subplots(1, 2)
+# %% The figure: the iterates, and the first step seen from above, below and above g = 1/3
+def landscape(ax: Any, g: float) -> None:
+    x, y = torch.linspace(-0.5, 4, 200), torch.linspace(-0.5, 2.2, 200)[:, None]
+    plans = torch.minimum(x**2 + (y - 1) ** 2, (x - 1) ** 2 + y**2)
+    levels = ax.contourf(x, y[:, 0], (x - 4) ** 2 / 2 + plans / (2 * g), 24)
+    ax.figure.colorbar(levels, ax=ax, label=r"$f + W_2^2 / (2\gamma)$, first step")
+    ax.plot([-0.5, 2.2], [-0.5, 2.2], "w--", lw=1.2)
+    ax.text(2.0, 1.98, "identity    swapped", color="white", ha="center")
+    ax.plot(0, 1, "wo", ms=9, mec="black", label="anchor $(x_0, y_0)$")
+    ax.plot(*predicted("Wasserstein", g, 1)[1], "ws", ms=11, mec="black", label="local descent")
+    ax.plot((1 + 4 * g) / (1 + g), 0, "w*", ms=9, mec="black", label="global minimiser")
+    ax.set(xlabel="$x$", ylabel="$y$", title=f"$g = {g:g}$")
+
+
+def figure(runs: dict[tuple[str, float], Run]) -> Any:
+    left, middle, right = plt.subplots(1, 3)[1]
     for (name, size), run in runs.items():
         x, y = torch.stack(run.positions).squeeze(2).T
         line, label = ("o-", f"$g = {size:g}$") if name == "Wasserstein" else ("x:", None)
         left.plot(x, y, line, ms=4, color=plotting.PALETTE[STEP_SIZES.index(size)], label=label)
     left.set(xlabel="$x_t$ (solid: Wasserstein, dotted: Frobenius)", ylabel="$y_t$")
-    left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(STEP_SIZES))
-    x, y = torch.linspace(-0.5, 4, 200), torch.linspace(-0.5, 2.2, 200)[:, None]
-    plans = torch.minimum(x**2 + (y - 1) ** 2, (x - 1) ** 2 + y**2)
-    levels = right.contourf(x, y[:, 0], (x - 4) ** 2 / 2 + plans / (2 * g), 24)
-    fig.colorbar(levels, ax=right, label=r"$f + W_2^2 / (2\gamma)$, first step")
-    right.plot(0, 1, "wo", ms=9, mec="black", label="anchor $(x_0, y_0)$")
-    right.plot(4 * g / (1 + g), 1, "ws", ms=9, mec="black", label="local minimiser, identity")
-    right.plot((1 + 4 * g) / (1 + g), 0, "w*", ms=9, mec="black", label="global minimiser, swapped")
-    right.set(xlabel="$x$", ylabel=f"$y$  ($g = {g:g}$)")
-    right.legend(loc="lower left", bbox_to_anchor=(0, 1))
+    plotting.legend_above(left, columns=3)
+    for ax, g in ((middle, 0.2), (right, 1.0)):
+        landscape(ax, g)
+    right.legend(loc="lower left", bbox_to_anchor=(-0.1, 1.06), ncols=3, columnspacing=1)
     return left
 
 
@@ -79,20 +77,22 @@ def main(argv: Sequence[str] | None = None) -> dict[tuple[str, float], Run]:
     args = experiment.parser(__doc__, "two_points").parse_args(argv)
     steps = 5 if args.fast else 40
     runs = {
-        (name, g): experiment.train(Points(), partial(make, g=g), (START, START), steps, loss=f)
+        (name, g): experiment.train(
+            experiment.Points(START), partial(make, g=g), (START, START), steps, loss=f
+        )
         for name, make in MAKE.items()
         for g in STEP_SIZES
     }
     rows = []
     for (name, g), run in runs.items():
-        for t, theory in enumerate(predicted(name, g, steps)):
+        for t, (x0, y0) in enumerate(predicted(name, g, steps)):
             x, y = run.positions[t].flatten().tolist()
-            far = max(abs(x - theory[0]), abs(y - theory[1]))
-            rows += [{"descent": name, "g": g, "step": t, "x": x, "y": y, "error": far}]
+            error = max(abs(x - x0), abs(y - y0))
+            rows += [{"descent": name, "g": g, "step": t, "x": x, "y": y, "error": error}]
     experiment.print_table([row for row in rows if row["step"] in (1, 2, 5, steps)])
     experiment.write_csv(args.out / "two_points.csv", rows)
     with plotting.style():
-        experiment.save(figure(runs), args.out / "two_points.png", size=(11, 4))
+        experiment.save(figure(runs), args.out / "two_points.png", size=(15, 4.4))
     return runs
 
 

@@ -128,3 +128,18 @@ def test_sinus_gammas() -> None:
     solved = [r for r in rows if r["descent"] == "global"]
     assert all(float(r["relative gap"]) < 0.012 for r in solved)
     assert round(loss["global", "1", "0"] * 1e9) == 8
+
+
+def test_two_points() -> None:
+    rows, text = table("two_points"), page("two_points")
+    assert max(float(row["error"]) for row in rows) < 1e-11
+    assert "these formulas to $10^{-11}$" in text
+    assert "$4.5/(1+g)$ against $8/(1+g)$" in text
+    x, y = torch.linspace(-1, 5, 1201), torch.linspace(-1, 2, 601)[:, None]
+    f = (x - 4).square() / 2
+    for g in (0.2, 1.0):
+        swapped = f + ((x - 1).square() + y.square()) / (2 * g)
+        identity = f + (x.square() + (y - 1).square()) / (2 * g)
+        # The grid of 0.005 misses a minimum of curvature 1 + 1/g by less than 1e-4.
+        assert abs(swapped.min().item() - 4.5 / (1 + g)) < 1e-4
+        assert abs(identity.min().item() - 8 / (1 + g)) < 1e-4
