@@ -71,12 +71,15 @@ class TransportState:
         classes: (m,) labels or None.
         parts: One state per class.
         counts: Assignments certified, repaired, solved so far.
+        balls: Centres (m, D) and squared radii (m,) of all rows, in the coordinates of V; None
+            where a class is not proved.
     """
 
     sigma: Tensor
     classes: Tensor | None
     parts: tuple[ClassState, ...]
     counts: TransportCounts = field(default_factory=TransportCounts)
+    balls: tuple[Floats, Floats] | None = None
 
     @property
     def certified(self) -> bool:
@@ -97,7 +100,8 @@ def start(W: Tensor, classes: Tensor | None) -> TransportState:
         anchor = Anchor(points[rows])
         least, _ = _patience(len(anchor.W))
         parts.append(ClassState(rows, anchor, initial_proof(anchor), patience=least))
-    return TransportState(torch.arange(len(points)), classes, tuple(parts))
+    balls = _all_balls(parts, points)
+    return TransportState(torch.arange(len(points)), classes, tuple(parts), balls=balls)
 
 
 def assign(
@@ -117,6 +121,9 @@ def assign(
         sigma (m,) and the new state; sigma is the same object while it stays the same.
     """
     points = as_float64(V)
+    if state.balls is not None and _inside(points, *state.balls):
+        proved = TransportCounts(certified=len(state.parts))
+        return state.sigma, replace(state, counts=state.counts + proved)
     parts, counts = [], state.counts
     for part in state.parts:
         updated, did = _assign_class(points[part.rows], part, force)
@@ -134,7 +141,8 @@ def assign(
             members = np.arange(len(indices))[rows]
             indices[rows] = members[local]
         sigma = torch.from_numpy(indices)
-    return sigma, TransportState(sigma, state.classes, tuple(parts), counts)
+    balls = _all_balls(parts, points)
+    return sigma, TransportState(sigma, state.classes, tuple(parts), counts, balls)
 
 
 def solve(V: Tensor, W: Tensor, classes: Tensor | None) -> Tensor:
@@ -218,6 +226,28 @@ def _assign_class(
         replace(part, proof=found, hold=patience, patience=patience, certified=not large),
         TransportCounts(repaired=1),
     )
+
+
+def _all_balls(parts: list[ClassState], V: Floats) -> tuple[Floats, Floats] | None:
+    """Return the balls of all rows moved to where V (m, D) is, None unless all classes are proved.
+
+    A proof is for a centred cloud. But one shift of all rows of a class, here the mean of V, is
+    absorbed by the prices, so that a next V near this one needs no centring.
+    """
+    if not all(part.certified and part.proof.radii_sq.min(initial=0.0) >= 0 for part in parts):
+        return None
+    centres, radii_sq = np.empty_like(V), np.empty(len(V))
+    for part in parts:
+        mean = np.add.reduce(V[part.rows], 0) / max(len(V[part.rows]), 1)
+        centres[part.rows] = part.proof.points + mean
+        radii_sq[part.rows] = part.proof.radii_sq
+    return centres, radii_sq
+
+
+def _inside(V: Floats, centres: Floats, radii_sq: Floats) -> bool:
+    """Return whether every row of V is in its ball; a NaN is in none."""
+    moved = V - centres
+    return bool((np.einsum("ij,ij->i", moved, moved) <= radii_sq).all())
 
 
 def _cost(V: Floats, W: Floats, sigma: Integers) -> float:
