@@ -54,13 +54,15 @@ class Pairs:
     def times(self, g: Tensor) -> Tensor:
         """Return H g, (N,).
 
-        With R the upper triangle of S Y^T, D its diagonal, c = <s, y>/<y, y> of the last pair,
+        With R the upper triangle of S Y^T, D its diagonal and c the largest <s, y>/<y, y>,
 
             H g = c g + S^T R^-T (D + c Y Y^T) R^-1 S g - S^T R^-T c Y g - c Y^T R^-1 S g
 
-        (Byrd, Nocedal & Schnabel 1994, theorem 2.2).
+        (Byrd, Nocedal & Schnabel 1994, theorem 2.2). The usual c, that of the last pair, nearly
+        vanishes where that pair crossed a kink, and all directions that the pairs do not span with
+        it: on functions with kinks it can even stop far from a minimum (Asl & Overton 2020).
         """
-        c = self.SY[-1, -1] / self.YY[-1, -1]
+        c = (self.SY.diagonal() / self.YY.diagonal()).max()
         R = self.SY.triu()
         q = torch.linalg.solve_triangular(R, (self.S @ g)[:, None], upper=True)
         inner = self.SY.diagonal()[:, None] * q + c * (self.YY @ q) - c * (self.Y @ g)[:, None]
@@ -83,7 +85,7 @@ class LBFGS:
     Source: Byrd, Nocedal & Schnabel 1994 (compact form); Lewis & Overton 2013 (line search).
     """
 
-    history: int = 20
+    history: int = 50
     line_search: WeakWolfe = field(default_factory=WeakWolfe)
 
     name = "lbfgs"
