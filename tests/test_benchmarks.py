@@ -1,0 +1,47 @@
+"""Every benchmark runs, and prints a table."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import problems
+from benchmarks.__main__ import NAMES
+from benchmarks.quality import values
+from benchmarks.table import header, quartiles, short
+from torch_wprox.solvers import BFGS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_benchmark_prints_a_table(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if importlib.util.find_spec(f"benchmarks.{name}") is None:
+        pytest.skip(f"no benchmark {name} yet")
+    with warnings.catch_warnings():  # a benchmark may silence other packages
+        importlib.import_module(f"benchmarks.{name}").main(["--fast"])
+    assert capsys.readouterr().out.count("\n") >= 3
+
+
+def test_a_budget_read_off_a_longer_run_is_that_of_a_shorter_one() -> None:
+    problem = problems.signed(*problems.sinus(), 10, 0)
+    long = values(problem, 1.0, "emd", BFGS(), (30, 60))
+    assert long[30] == values(problem, 1.0, "emd", BFGS(), (30,))[30]
+    assert long[60] <= long[30]
+
+
+def test_a_perturbation_is_relative_and_of_the_size_it_says() -> None:
+    W, same, other = (problems.signed(*problems.sinus(), 50, 0, p).W for p in (0, 0, 1))
+    assert torch.equal(W, same)
+    relative = ((other - W) / W).abs().max()
+    assert 1e-13 < relative < 1e-11
+
+
+def test_numbers_are_medians_with_quartiles() -> None:
+    assert quartiles([0.1, 0.2, 0.3, 0.4, 0.5]) == ".3 (.2, .4)"
+    assert short(np.float64(1234.5)) == "1234"
+    assert header(["a", "b"]).splitlines() == ["| a | b |", "|---|---|"]
