@@ -41,8 +41,12 @@ PAIRS = supported(
 
 
 def over(combinations):
-    ids = ["-".join(c) for c in combinations]
-    return pytest.mark.parametrize(("distance", "solver", "form"), combinations, ids=ids)
+    """An evaluation under Sinkhorn costs tens of the others: `make quick` leaves it out."""
+    cases = [
+        pytest.param(*c, id="-".join(c), marks=[pytest.mark.slow] if c[0] == "sinkhorn" else [])
+        for c in combinations
+    ]
+    return pytest.mark.parametrize(("distance", "solver", "form"), cases)
 
 
 GAMMA, MAX_EVAL = 0.5, 15
@@ -82,7 +86,9 @@ def closure_of(opt, layer, x, y):
 
 
 @over(EVERYTHING)
-@pytest.mark.parametrize("gamma", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize(
+    "gamma", [1.0, *(pytest.param(g, marks=pytest.mark.slow) for g in (1e-3, 1e4))]
+)
 def test_a_step_descends_and_its_report_is_true(distance, solver, form, gamma):
     layer, x, y = problem(form)
     opt = optimizer_of(layer, distance, solver, gamma)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_jko_methods import METHODS, cross_entropy, logistic, plane, solve, squared
+from test_jko_methods import EACH_METHOD, cross_entropy, logistic, plane, solve, squared
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,7 +45,7 @@ def started(
 # -- the steps -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH_METHOD)
 def test_flow_through_a_closure_has_its_exact_values(method: str) -> None:
     _, opt, closure = started(method=method)
     losses = []
@@ -61,7 +61,7 @@ def test_flow_through_a_closure_has_its_exact_values(method: str) -> None:
     assert opt.report.loss_after == pytest.approx(closure().item(), abs=1e-15)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH_METHOD)
 @pytest.mark.parametrize(("loss", "outputs"), [(squared, 1), (logistic, 1), (cross_entropy, 3)])
 def test_closure_and_explicit_loss_make_the_same_step(
     method: str, loss: Callable[[Tensor], Tensor], outputs: int
@@ -337,7 +337,7 @@ def test_missing_closure_and_none_are_named() -> None:
     assert torch.equal(layer.weight, before)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH_METHOD)
 @pytest.mark.parametrize("at", [1, 2, 4, 7])
 def test_exception_in_the_closure_restores_the_weights(method: str, at: int) -> None:
     layer, opt, closure = started(method=method)
@@ -356,7 +356,7 @@ def test_exception_in_the_closure_restores_the_weights(method: str, at: int) -> 
     assert opt.report is None
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH_METHOD)
 def test_nonfinite_loss_moves_nothing_and_says_so_once(method: str) -> None:
     layer, opt, closure = started(method=method)
     before = layer.weight.detach().clone()
