@@ -27,6 +27,7 @@ EXAMPLES = (
     "distances",
     "certified",
     "weight_decay",
+    "mean_field",
 )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from statistics import median
 
+import pytest
 import torch
 from test_gallery_flow import page, short, table
 
-from lightning_examples import experiment
+from lightning_examples import experiment, mean_field
 from lightning_examples.flow import gradient_flow
 
 
@@ -92,3 +93,40 @@ def test_with_weight_decay_every_descent_ends_near_the_proved_minimum() -> None:
     # Explicit Euler: (1 - lambda lr)^(T/lr) of the size at the start, .44 in the median.
     shrunk = median(float(row["size of the dead"]) for row in rows if row["descent"] == "explicit")
     assert 0.35 < shrunk / (1 - 0.03 * 0.05) ** 4000 < 0.55
+
+
+def test_clouds_converge_with_their_width_to_what_the_first_law_can_reach() -> None:
+    said, rows = page("mean_field"), table("mean_field")
+
+    def middle(law: str, m: int, column: str) -> float:
+        return median(float(r[column]) for r in rows if (r["law"], r["m"]) == (law, str(m)))
+
+    widths = sorted({int(row["m"]) for row in rows})
+    assert (widths[0], widths[-1]) == (10, 10_000)
+    for column, words in (
+        ("W2 before", "from {} at $m = 10$ to {} at $10^4$"),
+        ("W2 after", "{} to {} after it"),
+    ):
+        far = [middle("wide", m, column) for m in widths]
+        assert far == sorted(far, reverse=True)
+        shown = [f"{value:.2g}".removeprefix("0") for value in (far[0], far[-1])]
+        assert words.format(*shown) in said
+    for m in widths[:5]:
+        flow, prox = middle("wide", m, "W2 after"), middle("wide, Wasserstein prox", m, "W2 after")
+        assert abs(prox / flow - 1) < 0.15
+    assert "stand at .0028 for every large $m$" in said
+    for m in widths[4:]:
+        assert short(middle("wide", m, "loss"), 4) in (".0028", ".0029")  # .00285 is both
+    for law, words in (("one sign", "one sign stop at {}"), ("one cone", "nearly so, at {}")):
+        ends = [float(row["loss"]) for row in rows if row["law"] == law]
+        assert max(ends) / min(ends) < 1.001
+        assert words.format(short(ends[0], 3)) in said
+
+
+@pytest.mark.nightly
+def test_a_wide_student_goes_on_to_the_global_minimum_and_a_narrow_one_does_not() -> None:
+    flags = ["--steps", "4000", "--no-progress"]
+    args = experiment.parser("", "", n=40, gamma=0.1, steps=400, cone=0.1).parse_args(flags)
+    ends = {law: mean_field.student(args, law, 100, 0).losses[-1] for law in ("wide", "one cone")}
+    assert ends["wide"] < 1.5e-4
+    assert ends["one cone"] > 0.076
