@@ -3,7 +3,7 @@
     python -m lightning_examples.mean_field
 
 Students of m neurons learn a teacher of five, from three laws of the first neurons: all directions
-and both signs (wide), one sign, one cone of directions. The law decides what minimum is reached.
+and both signs (wide), one sign, one cone of directions.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from lightning_examples import experiment
-from lightning_examples.experiment import Run
 from torch_wprox import MeanFieldLayer, WassersteinProx, plane, plotting, wasserstein_sq
 
 WIDE, PROX, ONE_SIGN, CONE = "wide", "wide, Wasserstein prox", "one sign", "one cone"
 MOST = {WIDE: 10_000, PROX: 1000, ONE_SIGN: 1000, CONE: 1000}  # neurons
 TURNS = torch.tensor([0.3, 1.4, 2.6, 3.9, 5.3], dtype=torch.float64)
+PLANE = (r"$|\alpha| w_1$", r"$|\alpha| w_2$")
 
 
 def on_circle(angle: Tensor) -> Tensor:
@@ -38,17 +38,17 @@ def teacher(n: int) -> tuple[Tensor, Tensor]:
 
 
 # %% Students: one law of neurons, one flow (a neuron moves by m gamma grad F), any m
-def student(args: argparse.Namespace, law: str, m: int, seed: int) -> Run:
+def student(args: argparse.Namespace, law: str, m: int, seed: int) -> experiment.Run:
     rng = torch.Generator().manual_seed(1000 * seed + m)
     angle = torch.pi * (2 * torch.rand(m, generator=rng, dtype=torch.float64) - 1)
     angle = TURNS[0] + args.cone * angle if law == CONE else angle
     signs = torch.tensor([1.0, 1.0 if law == ONE_SIGN else -1.0], dtype=torch.float64)
     layer = MeanFieldLayer.from_neurons(on_circle(angle), signs.repeat(m)[:m])
     if law == PROX:
-        make: Any = partial(WassersteinProx, gamma=10 * args.gamma, max_eval=args.max_eval)
-        return experiment.train(layer, make, teacher(args.n), args.steps // 10)
-    make = partial(torch.optim.SGD, lr=m * args.gamma)
-    return experiment.train(layer, make, teacher(args.n), args.steps)
+        prox = partial(WassersteinProx, gamma=10 * args.gamma, max_eval=args.max_eval)
+        return experiment.train(layer, prox, teacher(args.n), args.steps // 10)
+    descent = partial(torch.optim.SGD, lr=m * args.gamma)
+    return experiment.train(layer, descent, teacher(args.n), args.steps)
 
 
 # %% The figure: clouds converge, losses, and where the neurons of two laws end
@@ -66,9 +66,9 @@ def figure(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     plotting.plot_bands({law: samples(law, "loss") for law in MOST}, losses, ylabel="loss", **how)
     left.sharex(right), left.sharey(right)
     for ax, law in ((left, WIDE), (right, CONE)):
-        w, alpha = torch.stack(student(args, law, 100, 0).positions).split((2, 1), dim=2)
-        labels = {"labels": (r"$|\alpha| w_1$", r"$|\alpha| w_2$"), "name": f"from {law}"}
-        plotting.plot_trajectories(alpha.abs() * w, alpha[0, :, 0], ax, **labels)
+        ways = torch.stack(student(args, law, 100, 0).positions)
+        w, signs = ways[..., 2:].abs() * ways[..., :2], ways[0, :, 2]
+        plotting.plot_trajectories(w, signs, ax, labels=PLANE, name=f"from {law}")
         ax.set_aspect("equal")
     for ax in (left, right):  # now that the limits are known
         plane.plot_rays(ax, on_circle(TURNS), label="directions of the teacher")
@@ -77,11 +77,11 @@ def figure(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    numbers = {"n": 40, "gamma": 0.1, "steps": 400, "cone": 0.1, "seeds": 3, "max_eval": 30}
-    args = experiment.parser(__doc__, "mean_field", **numbers, reference=2000).parse_args(argv)
-    widths = (10, 30, 100, 300, 1000, 3000, 10_000)
+    flow = {"gamma": 0.1, "steps": 400, "cone": 0.1, "seeds": 3, "max_eval": 30, "reference": 2000}
+    args = experiment.parser(__doc__, "mean_field", n=40, **flow).parse_args(argv)
+    widths = [10, 30, 100, 300, 1000, 3000, 10_000]
     if args.fast:
-        args.steps, args.seeds, args.reference, widths = 20, 1, 100, (10, 30)
+        args.steps, args.seeds, args.reference, widths = 20, 1, 100, [10, 30]
     wide, rows = student(args, WIDE, args.reference, seed=99), []
     for law, m in [(law, m) for law in MOST for m in widths if m <= MOST[law]]:
         for seed in range(args.seeds):
