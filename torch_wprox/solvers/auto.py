@@ -16,14 +16,15 @@ from torch_wprox.solvers.stopping import Stopping
 class Auto:
     """BFGS up to ``dense_up_to`` numbers, LBFGS above.
 
-    A dense update costs N^2: .03 ms at 100 numbers, .3 ms at 500, 6 ms at 2000, against .1 ms and
-    more for one evaluation of a small network. In quality per evaluation it is far ahead.
+    In quality per evaluation neither is ahead on networks of 100 to 600 numbers; a dense update
+    costs N^2. With 5 to 50 data points 1000 evaluations in all cost the same at N = 220, and BFGS
+    1.6 times as much at N = 440 (``python -m benchmarks.quality --only d``).
 
     Args:
         dense_up_to: Largest N for BFGS.
     """
 
-    dense_up_to: int = 300
+    dense_up_to: int = 200
 
     name = "auto"
 
