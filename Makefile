@@ -15,7 +15,7 @@ DEV_ENV  := $(VENV)/.dev
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint quick check bench gallery docs nightly clean
+.PHONY: help venv demo test lint quick check bench gallery docs nightly dist lowest clean
 
 help:           ## Say what there is.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */:\t/' | expand -t 12
@@ -63,5 +63,11 @@ docs: $(DEV_ENV)  ## The documentation, in docs/_build/html.
 nightly: $(TEST_ENV)  ## Heavy drills.
 	$(PY) -m pytest -m nightly
 
+dist: $(DEV_ENV)  ## Wheel and sdist, and the README's lines where only the wheel is installed.
+	PYTHON=$(PY) .ci/release dist
+
+lowest:         ## The quick tests with the oldest versions that pyproject.toml allows (gigabytes).
+	.ci/lowest .venv-lowest
+
 clean:          ## Remove what the targets above made.
-	rm -rf $(VENV) $(OUT) docs/_build dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest $(OUT) docs/_build dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,123 @@
+"""Clouds of 1e5 and 1e6 particles: seconds and peak memory of every distance.
+
+    python -m benchmarks.scale            # minutes
+    python -m benchmarks.scale --fast     # seconds
+
+Timed are the anchor (once per step) and then one evaluation, value and gradient, at a point to
+which particles were turned, stretched and scattered, so that they change their anchors; float32,
+D = 10, no classes. Every case runs in a process of its own, on one thread. Memory is the peak of
+resident pages less what the process had before, beside the size of one cloud (m D numbers): were
+it not O(m D), the ratio would grow with m. "emd" gives an upper bound above 20 000 particles
+(BSP-OT). "sinkhorn" needs pykeops above 5000 and is measured there only if it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import multiprocessing
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_wprox.catalog import distance_named
+
+D = 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """Particles and the distance's name."""
+
+    m: int
+    distance: str
+
+
+def cases(fast: bool) -> list[Case]:
+    sizes = (1_000, 4_000) if fast else (10_000, 100_000, 1_000_000)
+    chosen = [Case(m, name) for name in ("frobenius", "sliced", "emd") for m in sizes]
+    if fast:
+        chosen.append(Case(1_000, "sinkhorn"))
+    elif importlib.util.find_spec("pykeops"):
+        chosen.append(Case(10_000, "sinkhorn"))
+    return chosen
+
+
+def problem(m: int) -> tuple[Tensor, Tensor]:
+    """A Gaussian cloud, and the same one turned, stretched and scattered."""
+    random = torch.Generator().manual_seed(0)
+    W = torch.randn(m, D, generator=random)
+    turn = torch.linalg.qr(torch.randn(D, D, generator=random)).Q
+    return W, 1.5 * W @ turn + 0.3 * torch.randn(m, D, generator=random)
+
+
+def run(case: Case) -> dict[str, Any]:
+    """Time one evaluation; a small one before it loads the libraries."""
+    torch.set_num_threads(1)
+    for m in (200, case.m):
+        W, V = problem(m)
+        base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        began = time.process_time()  # not the wall's: other processes do not count
+        distance = distance_named(case.distance).anchored(W, None)
+        middle = time.process_time()
+        found = distance.evaluate(V)
+        ended = time.process_time()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "anchor": middle - began,
+        "evaluation": ended - middle,
+        "gib": (peak - base) / 2**20,
+        "clouds": (peak - base) * 1024 / (4 * case.m * D),
+        "value": found.value.item(),
+        "identity": (V - W).square().sum(1).mean().item(),
+        "finite": bool(found.gradient.isfinite().all()),
+    }
+
+
+def _child(case: Case, pipe: Any) -> None:
+    pipe.send(run(case))
+
+
+def measured(case: Case) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(case, there))
+    process.start()
+    there.close()
+    try:
+        found: dict[str, Any] = here.recv()
+    except EOFError:
+        found = {}
+    process.join()
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--fast", action="store_true", help="small clouds only")
+    args = parser.parse_args(argv)
+    rows = []
+    print("| distance | m | anchor, s | evaluation, s | GiB added | in clouds | d | identity's d |")
+    print("|" + "---|" * 8)
+    for case in cases(args.fast):
+        row = {"m": case.m, "distance": case.distance, **measured(case)}
+        rows.append(row)
+        if "value" not in row:
+            print(f"| {case.distance} | {case.m} | killed | | | | | |", flush=True)
+            continue
+        print(
+            f"| {case.distance} | {case.m} | {row['anchor']:.2f} | {row['evaluation']:.2f} "
+            f"| {row['gib']:.3f} | {row['clouds']:.0f} | {row['value']:.4f} "
+            f"| {row['identity']:.4f} |",
+            flush=True,
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()

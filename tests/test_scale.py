@@ -1,0 +1,18 @@
+"""The benchmark of large clouds runs, and a distance needs memory in proportion to the cloud."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import scale
+
+
+@pytest.mark.slow
+def test_sliced_needs_memory_in_proportion_to_the_cloud() -> None:
+    small, large = (scale.measured(scale.Case(m, "sliced")) for m in (100_000, 400_000))
+    assert small["finite"]
+    assert large["finite"]
+    # A cost matrix of 400 000 particles would be 160 000 million numbers; the ratio of a cloud's
+    # size to memory may only move by what pieces and the allocator round.
+    assert large["clouds"] <= 1.5 * small["clouds"]
+    assert large["value"] < large["identity"]
