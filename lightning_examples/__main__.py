@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_examples import experiment
+from lightning_examples import problems
 from torch_wprox import MeanFieldLayer
 from torch_wprox.lightning import ProxMonitor
 
@@ -78,9 +78,9 @@ class Points(pl.LightningDataModule):
         self, name: Literal["sinus", "diabetes"] = "sinus", batch_size: int | None = None
     ) -> None:
         super().__init__()
-        x, y = experiment.sinus()
+        x, y = problems.sinus()
         sinus = x.float(), y.float()
-        self.train, self.val = experiment.diabetes() if name == "diabetes" else (sinus, sinus)
+        self.train, self.val = problems.diabetes() if name == "diabetes" else (sinus, sinus)
         self.batch_size = batch_size
 
     def _loader(self, points: Batch, batch_size: int | None, shuffle: bool) -> DataLoader[Any]:

@@ -19,7 +19,7 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from lightning_examples import experiment
+from lightning_examples import experiment, output, problems
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx, plotting
 from torch_wprox.certificate import Certificate, certify, certify_training
 
@@ -27,14 +27,14 @@ Certified = tuple[list[int], list[Certificate]]
 
 
 def backward_of(layer: MeanFieldLayer) -> Tensor:
-    loss = experiment.mean_squared_error(layer, *experiment.sinus())
+    loss = problems.mean_squared_error(layer, *problems.sinus())
     loss.backward()
     return loss
 
 
 # %% A proximal descent, and a certificate for every step that it took
 def descent(kind: Any, args: argparse.Namespace, **options: Any) -> Certified:
-    layer, data, gamma = experiment.note_layer(seed=args.seed), experiment.sinus(), args.gamma
+    layer, data, gamma = problems.note_layer(seed=args.seed), problems.sinus(), args.gamma
     optimizer = lambda p: kind(p, gamma, **options)  # noqa: E731
     run = experiment.train(layer, optimizer, data, args.steps, progress=not args.no_progress)
     distance = "frobenius" if kind is FrobeniusProx else "emd"
@@ -50,7 +50,7 @@ def training(args: argparse.Namespace) -> Certified:
     start, decay = torch.Generator().manual_seed(args.seed), {"weight_decay": args.weight_decay}
     layer = MeanFieldLayer(1, 50, reduction="sum", generator=start, dtype=torch.float64)
     optimizer = lambda p: torch.optim.Adam(p, 1e-2, **decay)  # noqa: E731
-    data, count = experiment.sinus(), args.iterations
+    data, count = problems.sinus(), args.iterations
     run = experiment.train(layer, optimizer, data, count, progress=not args.no_progress)
     times, found = sorted({round(count ** (i / 20)) for i in range(21)}), []
     closure = partial(backward_of, layer)
@@ -83,14 +83,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Certified]:
         for name, found in (steps | trained).items()
         for t, certificate in zip(*found, strict=True)
     ]
-    experiment.print_table(rows)
-    experiment.write_csv(args.out / "certified.csv", rows)
+    output.print_table(rows)
+    output.write_csv(args.out / "certified.csv", rows)
     with plotting.style():
         _, (left, right) = plt.subplots(1, 2)
         plotting.plot_certificates(steps, left)
         plotting.plot_certificates(trained, right, xlabel="iteration", ylabel="objective $F$")
         right.set_xscale("log")
-        experiment.save(left, args.out / "certified.png", size=(12, 5))
+        output.save(left, args.out / "certified.png", size=(12, 5))
     return steps | trained
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from matplotlib import pyplot as plt
 
-from lightning_examples import experiment
+from lightning_examples import experiment, output, problems
 from lightning_examples.experiment import MakeOptimizer, Run
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx, plotting
 
@@ -36,7 +36,7 @@ def contestants(args: argparse.Namespace, share: int) -> dict[str, tuple[MakeOpt
 
 
 def compare(args: argparse.Namespace, batch: int | None, share: int) -> dict[str, Run]:
-    data, validation = experiment.diabetes()
+    data, validation = problems.diabetes()
     how = {"batch": batch, "validation": validation, "progress": not args.no_progress}
     runs = {}
     for name, (optimizer, steps) in contestants(args, share).items():
@@ -58,7 +58,7 @@ def figure(runs: dict[str, dict[str, Run]], args: argparse.Namespace) -> None:
             column[1].get_legend().remove()
             column[1].set(ylim=(0.4, 1.4))
             column[0].set_title(title, y=1.17)
-        experiment.save(axes[0, 0], args.out / "diabetes.png", size=(11, 7))
+        output.save(axes[0, 0], args.out / "diabetes.png", size=(11, 7))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Run]:
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Run]:
         for data, found in runs.items()
         for name, run in found.items()
     ]
-    experiment.tabulate(args.out / "diabetes.csv", rows)
+    output.tabulate(args.out / "diabetes.csv", rows)
     figure(runs, args)
     return {f"{name}, {data}": run for data, found in runs.items() for name, run in found.items()}
 

@@ -19,7 +19,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
-from lightning_examples import experiment
+from lightning_examples import experiment, output
 from lightning_examples.classifier import Classifier, Digits
 from torch_wprox import FrobeniusProx, WassersteinProx, particle_groups, plotting
 
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> pl.Trainer:
     time = median(row["seconds"] for row in rows if row["optimizer"] == "WassersteinProx")
     for size in STEP_SIZES["Adam"]:
         rows += [run(args, "Adam", size, seed, seconds=time) for seed in range(args.seeds)]
-    experiment.write_csv(args.out / "digits.csv", rows)
+    output.write_csv(args.out / "digits.csv", rows)
     samples: dict[str, Any] = {}
     for name, budget in dict.fromkeys((row["optimizer"], row["budget"]) for row in rows):
         kind = [row for row in rows if (row["optimizer"], row["budget"]) == (name, budget)]
@@ -88,11 +88,11 @@ def main(argv: Sequence[str] | None = None) -> pl.Trainer:
         label = name if budget == "evaluations" else f"{name}, equal time"
         samples[label] = (STEP_SIZES[name], found)
         middle = zip(STEP_SIZES[name], found.median(0).values.tolist(), strict=True)
-        experiment.print_table([{label: size, "median accuracy": share} for size, share in middle])
+        output.print_table([{label: size, "median accuracy": share} for size, share in middle])
     with plotting.style():
         x = r"step size: $\gamma$ of the proximal steps, learning rate of Adam"
         ax = plotting.plot_bands(samples, xlabel=x, ylabel="test accuracy", log="x", marker="o")
-        experiment.save(ax, args.out / "digits.png", size=(7.5, 4.5))
+        output.save(ax, args.out / "digits.png", size=(7.5, 4.5))
     return guest(args)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from matplotlib import pyplot as plt
 
-from lightning_examples import experiment
+from lightning_examples import experiment, output, problems
 from torch_wprox import EMD, Sinkhorn, Sliced, WassersteinProx, plotting
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -47,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, kind in KINDS.items():
         began = time.perf_counter()
         runs[name] = run = experiment.train(
-            experiment.note_layer(args.m, args.seed, scale=1e-2),
+            problems.note_layer(args.m, args.seed, scale=1e-2),
             partial(WassersteinProx, gamma=args.gamma, max_eval=args.max_eval, **kind),
-            experiment.sinus(),
+            problems.sinus(),
             args.steps,
             progress=not args.no_progress,
         )
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             row = {"distance": name, "step": t, "loss": report.loss_after, "own": own, "W2^2": true}
             row["own / W2^2"] = own / true if true > MOVED else None
             rows.append({**row, "ms per evaluation": 1e3 * spent})
-    experiment.print_table([row for row in rows if row["step"] in (1, args.steps)])
-    experiment.write_csv(args.out / "distances.csv", rows)
+    output.print_table([row for row in rows if row["step"] in (1, args.steps)])
+    output.write_csv(args.out / "distances.csv", rows)
     with plotting.style():
         figure(runs, args)
     return runs
@@ -84,13 +84,13 @@ def figure(runs: dict[str, Any], args: Any) -> None:
     labels = {"xlabel": "proximal step", "ylabel": "own distance / true $W_2^2$"}
     plotting.plot_curves(ratios, right, log=False, **labels)
     right.get_legend().remove()
-    experiment.save(left, args.out / "distances.png", size=(11, 4.8))
+    output.save(left, args.out / "distances.png", size=(11, 4.8))
     _, axes = plt.subplots(1, len(SHOWN), sharex=True, sharey=True)
-    x, _ = experiment.sinus()
+    x, _ = problems.sinus()
     for ax, name in zip(axes, SHOWN, strict=True):
         ways = torch.stack(runs[name].positions)
         plotting.plot_trajectories(ways, runs[name].model.signs, ax, inputs=x, name=name)
-    experiment.save(axes[0], args.out / "distances_neurons.png", size=(14, 5))
+    output.save(axes[0], args.out / "distances_neurons.png", size=(14, 5))
 
 
 if __name__ == "__main__":

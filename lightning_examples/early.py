@@ -18,7 +18,7 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from lightning_examples import experiment
+from lightning_examples import experiment, output, problems
 from lightning_examples.experiment import Run
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx, plane, plotting
 
@@ -38,7 +38,7 @@ def grid(side: int, seed: int) -> MeanFieldLayer:
     rng = np.random.default_rng(seed)
     corners = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)
     W = (corners + rng.uniform(size=corners.shape)) / side * 2 - 1
-    return experiment.signed_layer(rng.permutation(W), reduction="mean")
+    return problems.signed_layer(rng.permutation(W), reduction="mean")
 
 
 def data() -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ def data() -> tuple[Tensor, Tensor]:
 # %% What became of the neurons that activated no data
 def row(name: str, seed: int, run: Run) -> dict[str, Any]:
     start, end = run.positions[0], run.positions[-1]
-    far = (end - start)[~experiment.activates(start, data()[0])].norm(dim=1)
+    far = (end - start)[~problems.activates(start, data()[0])].norm(dim=1)
     gaps = [report.gap / report.objective for report in run.reports if report.gap is not None]
     return {
         "descent": name,
@@ -68,17 +68,17 @@ def figures(runs: dict[tuple[str, int], Run], seed: int, args: argparse.Namespac
     ways = {name: torch.stack(runs[name, seed].positions) for name in list(MAKE)[:2]}
     with plotting.style():
         animation = plane.animate_trajectories(ways, signs, inputs=x, between=3)
-        experiment.save_gif(animation, args.out / "early.gif", size=(9, 4.5), fps=9)
+        output.save_gif(animation, args.out / "early.gif", size=(9, 4.5), fps=9)
         (*planes, right) = plt.subplots(1, 3)[1]
         for ax, (name, way) in zip(planes, ways.items(), strict=True):
             plotting.plot_trajectories(way, signs, ax, inputs=x, name=name)
-            moved = ~experiment.activates(way[0], x) & ((way[-1] - way[0]).norm(dim=1) > 1e-3)
+            moved = ~problems.activates(way[0], x) & ((way[-1] - way[0]).norm(dim=1) > 1e-3)
             plane.plot_ways(ax, way[:, moved], label="began inactive, moved")
             plane.plot_inactive(ax, x)
             plotting.legend_above(ax, columns=2)
         curves = experiment.loss_curves(runs)
         plotting.plot_bands(curves, right, xlabel="step $t$", ylabel="loss $F$", log="y")
-        experiment.save(right, args.out / "early.png", size=(14, 5))
+        output.save(right, args.out / "early.png", size=(14, 5))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[tuple[str, int], Run]:
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> dict[tuple[str, int], Run]:
         optimizer = lambda p, make=MAKE[key[0]]: make(p, args.gamma)  # noqa: E731
         layer, progress = grid(args.side, key[1]), not args.no_progress
         runs[key] = experiment.train(layer, optimizer, data(), args.steps, progress=progress)
-    experiment.tabulate(args.out / "early.csv", [row(*key, run) for key, run in runs.items()])
+    output.tabulate(args.out / "early.csv", [row(*key, run) for key, run in runs.items()])
     figures(runs, min(args.show, args.seeds - 1), args)
     return runs
 

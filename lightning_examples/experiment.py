@@ -1,9 +1,8 @@
-"""What the examples share: the note's data, one run through a Trainer, the output folder."""
+"""One run through a Lightning Trainer, and the flags that every example has."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import logging
 import math
 import time
@@ -13,25 +12,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.animation import FuncAnimation, PillowWriter
-from matplotlib.axes import Axes
-from numpy.typing import NDArray
-from PIL import Image, ImageSequence
 from pytorch_lightning.callbacks import ModelCheckpoint
-from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from lightning_examples.problems import Batch, mean_squared_error
 from torch_wprox import MeanFieldLayer, StepReport
 
-Batch = tuple[Tensor, Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -48,102 +39,6 @@ def parser(description: str | None, out: str, **numbers: float) -> argparse.Argu
         flag = f"--{name.replace('_', '-')}"
         made.add_argument(flag, type=type(value), default=value, help="see the source")
     return made
-
-
-def sinus(n: int = 5) -> tuple[Tensor, Tensor]:
-    """Return x, y (n, 1) of the note's section 3: y = sin(10 x - pi/2) + .2 x - .5 on [-.5, .5]."""
-    x = torch.linspace(-0.5, 0.5, n, dtype=torch.float64).unsqueeze(1)
-    return x, torch.sin(10 * x - torch.pi / 2) + 0.2 * x - 0.5
-
-
-def diabetes(train: int = 354, seed: int = 0) -> tuple[Batch, Batch]:
-    """Return (x, y) for training and validation: scikit-learn's 442 patients, standardised.
-
-    x is (n, 10), y (n, 1); both have mean 0 and variance 1 on the training part.
-    """
-    features, target = load_diabetes(return_X_y=True, scaled=False)
-    data = torch.tensor(np.column_stack([features, target]), dtype=torch.get_default_dtype())
-    data = data[torch.from_numpy(np.random.default_rng(seed).permutation(len(data)))]
-    data = (data - data[:train].mean(0)) / data[:train].std(0)
-    return (data[:train, :-1], data[:train, -1:]), (data[train:, :-1], data[train:, -1:])
-
-
-def note_layer(m: int = 50, seed: int = 0, scale: float = 1e-2) -> MeanFieldLayer:
-    """Return the note's network: frozen signs, half of them +, output summed over m neurons."""
-    return signed_layer(scale * np.random.default_rng(seed).standard_normal((m, 2)))
-
-
-def signed_layer(
-    W: NDArray[np.float64],
-    reduction: Literal["mean", "sum"] = "sum",
-    *,
-    bias: bool = True,
-    alpha: Tensor | None = None,
-) -> MeanFieldLayer:
-    """Return neurons W (m, D), frozen signs alpha (m,); None: + for the first half, - after it."""
-    m, columns = W.shape
-    kind: dict[str, Any] = {"parameterization": "signed", "dtype": torch.float64}
-    layer = MeanFieldLayer(columns - bias, m, bias=bias, reduction=reduction, **kind)
-    if alpha is not None:
-        layer.alpha = alpha
-    with torch.no_grad():
-        layer.particles.copy_(torch.from_numpy(W))
-    return layer
-
-
-def balanced_layer(m: int, scale: float, seed: int) -> MeanFieldLayer:
-    """Return m neurons (w, b, alpha), |alpha| = |(w, b)| ~ scale, + for the first half, summed."""
-    layer = MeanFieldLayer(1, m, reduction="sum", dtype=torch.float64)
-    w = torch.from_numpy(scale * np.random.default_rng(seed).standard_normal((m, 2)))
-    signs = torch.where(torch.arange(m) < m // 2, 1.0, -1.0)
-    with torch.no_grad():
-        layer.particles.copy_(torch.cat([w, (signs * w.norm(dim=1))[:, None]], dim=1))
-    return layer
-
-
-def extremal(x: Tensor, y: Tensor, sign: float, points: int = 36_000) -> Tensor:
-    """Return the angles of the extremal vectors of Maennel, Bousquet and Gelly (2018).
-
-    Local maxima on the circle of sign G(u), G(u) = (2/n) sum_j y_j relu<(x_j, 1), u>, to a
-    hundredth of a degree; not where G = 0, which moves nothing.
-
-    Args:
-        x: Inputs (n, 1).
-        y: Labels (n, 1).
-        sign: Of the output weight.
-        points: Angles tried.
-    """
-    angles = torch.arange(points, dtype=torch.float64) * (2 * torch.pi / points)
-    G = sign * 2 * (y * torch.relu(x * angles.cos() + angles.sin())).mean(dim=0)
-    top = (G.roll(1) < G) & (G.roll(-1) <= G) & (G.abs() > 1e-9)
-    return torch.atan2(angles.sin(), angles.cos())[top]
-
-
-def least_loss(x: Tensor, y: Tensor, kinks: Sequence[float]) -> float:
-    """Return the least mean squared error of a continuous function, affine between the kinks."""
-    A = torch.cat([torch.ones_like(x), x, *(torch.relu(x - kink) for kink in kinks)], dim=1)
-    return F.mse_loss(A @ torch.linalg.lstsq(A, y).solution, y).item()
-
-
-def activates(W: Tensor, x: Tensor) -> Tensor:
-    """Return (m,): whether neurons (w, b) = W (m, 2) activate any of the data x (n, 1)."""
-    return (W[:, :1] @ x.T + W[:, 1:] > 0).any(dim=1)
-
-
-def mean_squared_error(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The note's (30)."""
-    return F.mse_loss(model(x), y)
-
-
-class Points(nn.Module):
-    """A cloud of points (m, D) that is no network: one matrix is one cloud."""
-
-    def __init__(self, start: Tensor) -> None:
-        super().__init__()
-        self.points = nn.Parameter(start.clone())
-
-    def positions(self) -> Tensor:
-        return self.points.detach().clone()
 
 
 class Regression(pl.LightningModule):
@@ -350,58 +245,3 @@ def loss_curves(runs: Mapping[tuple[str, int], Run]) -> dict[str, tuple[range, T
     for (name, _), run in runs.items():
         losses.setdefault(name, []).append(run.losses)
     return {name: (range(len(rows[0])), torch.tensor(rows)) for name, rows in losses.items()}
-
-
-def tabulate(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Print the table and write it."""
-    print_table(rows)
-    write_csv(path, rows)
-
-
-def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Print one line per row, numbers with four significant digits."""
-    cells = [[_cell(value, 4) for value in row.values()] for row in rows]
-    heads = list(rows[0])
-    widths = [max(len(row[i]) for row in [heads, *cells]) for i in range(len(heads))]
-    for row in [heads, ["-" * width for width in widths], *cells]:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-
-
-def save(ax: Axes, path: Path, size: tuple[float, float]) -> None:
-    """Write the figure of ``ax`` as a PNG, ``size`` in inches, and close it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure = ax.figure.figure
-    figure.set_size_inches(*size)
-    figure.savefig(path)
-    plt.close(figure)
-    print(f"wrote {path}")
-
-
-def save_gif(animation: FuncAnimation, path: Path, size: tuple[float, float], fps: int) -> None:
-    """Write the animation, ``size`` in inches, in 48 colours to keep it small; close its figure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure = animation._fig  # type: ignore[attr-defined]
-    figure.set_size_inches(*size)
-    animation.save(path, writer=PillowWriter(fps=fps), dpi=80)
-    plt.close(figure)
-    with Image.open(path) as frames:
-        palette = [f.convert("RGB").quantize(48) for f in ImageSequence.Iterator(frames)]
-    how: dict[str, Any] = {"duration": 1000 // fps, "loop": 0, "optimize": True}
-    palette[0].save(path, save_all=True, append_images=palette[1:], **how)
-    print(f"wrote {path}")
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write one line per row; numbers with six significant digits."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: _cell(value, 6) for name, value in row.items()})
-
-
-def _cell(value: Any, digits: int) -> str:
-    if isinstance(value, float):
-        return f"{value:.{digits}g}"
-    return "" if value is None else str(value)

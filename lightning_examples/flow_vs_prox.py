@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_examples import experiment
+from lightning_examples import experiment, output, problems
 from lightning_examples.flow import gradient_flow
 from torch_wprox import FrobeniusProx, WassersteinProx, plotting
 
@@ -34,8 +34,8 @@ MAKE: dict[str, Any] = {
 def descend(args: argparse.Namespace, name: str, seed: int, steps: int, exact: Tensor) -> Any:
     gamma = args.time / steps
     make = partial(MAKE[name], m=args.m, g=gamma)
-    layer = experiment.note_layer(args.m, seed, SCALE)
-    run = experiment.train(layer, make, experiment.sinus(), steps)
+    layer = problems.note_layer(args.m, seed, SCALE)
+    run = experiment.train(layer, make, problems.sinus(), steps)
     far = (run.positions[-1] - exact).square().sum(1).mean().sqrt().item()
     swaps = max([r.permuted_fraction or 0.0 for r in run.reports], default=0.0)
     row = {"descent": name, "seed": seed, "gamma": gamma, "steps": steps}
@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         args.halvings, args.seeds = 3, 1
     exact = []
     for seed in range(args.seeds):
-        layer, (x, y) = experiment.note_layer(args.m, seed, SCALE), experiment.sinus()
-        loss = partial(experiment.mean_squared_error, layer, x, y)
+        layer, (x, y) = problems.note_layer(args.m, seed, SCALE), problems.sinus()
+        loss = partial(problems.mean_squared_error, layer, x, y)
         exact.append(gradient_flow(layer, loss, args.time, 2000)[-1])
     rows = [
         descend(args, name, seed, 2**k, exact[seed])
@@ -77,12 +77,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         for k in range(args.halvings + 1)
     ]
     samples, slopes = summary(rows, args.seeds)
-    experiment.print_table(slopes)
-    experiment.write_csv(args.out / "flow_vs_prox.csv", rows)
+    output.print_table(slopes)
+    output.write_csv(args.out / "flow_vs_prox.csv", rows)
     with plotting.style():
         how = {"xlabel": r"$\gamma$", "ylabel": "distance to the flow (root mean square)"}
         ax = plotting.plot_bands(samples, log="xy", marker="o", **how)
-        experiment.save(ax, args.out / "flow_vs_prox.png", size=(7, 4.5))
+        output.save(ax, args.out / "flow_vs_prox.png", size=(7, 4.5))
     return rows
 
 

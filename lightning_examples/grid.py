@@ -17,7 +17,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from lightning_examples import experiment
+from lightning_examples import experiment, output, problems
 from lightning_examples.experiment import Run
 from torch_wprox import EntropicJKO, GridLayer, WassersteinProx, plotting
 
@@ -39,7 +39,7 @@ def descents(args: argparse.Namespace) -> tuple[dict[str, Run], dict[str, Entrop
     def train(model: Any, make: Any) -> Run:
         return experiment.train(model, make, data, args.steps, progress=not args.no_progress)
 
-    data, prox = experiment.sinus(), {"gamma": args.gamma, "max_eval": args.max_eval}
+    data, prox = problems.sinus(), {"gamma": args.gamma, "max_eval": args.max_eval}
     start = gaussian(args.n).to_particles(args.m)
     runs, made = {PARTICLES: train(start, lambda p: WassersteinProx(p, **prox))}, {}
     for name in (ENTROPIC, DEBIASED):
@@ -65,7 +65,7 @@ def figures(runs: dict[str, Run], made: dict[str, EntropicJKO], args: argparse.N
     with plotting.style():
         losses = {k: (range(len(run.losses)), run.losses) for k, run in runs.items()}
         ax = plotting.plot_curves(losses, xlabel="step", ylabel="loss $f$")
-        experiment.save(ax, args.out / "grid.png", size=(7, 4.5))
+        output.save(ax, args.out / "grid.png", size=(7, 4.5))
         _, axes = plt.subplots(2, 4, sharex=True, sharey=True, subplot_kw={"aspect": "equal"})
         for row, sign in zip(axes, (1.0, -1.0), strict=True):
             density(row[0], gaussian(args.n), sign)
@@ -77,7 +77,7 @@ def figures(runs: dict[str, Run], made: dict[str, EntropicJKO], args: argparse.N
             row[0].set(ylabel=f"bias, sign {sign:+.0f}", xlim=(-SIDE, SIDE), ylim=(-SIDE, SIDE))
         for ax, name in zip(axes[0], ("start", *runs), strict=True):
             ax.set_title(name)
-        experiment.save(axes[0, 0], args.out / "grid_density.png", size=(13, 7))
+        output.save(axes[0, 0], args.out / "grid_density.png", size=(13, 7))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Run]:
@@ -90,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Run]:
     runs, made = descents(args)
     series = [(k, t, f) for k, run in runs.items() for t, f in enumerate(run.losses)]
     rows = [{"descent": k, "step": t, "f": f} for k, t, f in series]
-    experiment.write_csv(args.out / "grid.csv", rows)
-    experiment.print_table([row for row in rows if row["step"] in (0, 1, args.steps)])
+    output.write_csv(args.out / "grid.csv", rows)
+    output.print_table([row for row in rows if row["step"] in (0, 1, args.steps)])
     figures(runs, made, args)
     return runs
 

@@ -17,20 +17,20 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from lightning_examples import experiment
+from lightning_examples import experiment, output, problems
 from lightning_examples.early import data
 from lightning_examples.experiment import Run
 from torch_wprox import FrobeniusProx, plotting
 
 SCALES = (1e-3, 1e-2, 1e-1, 1.0)
-EXTREMAL = {sign: experiment.extremal(*data(), sign) for sign in (1.0, -1.0)}
+EXTREMAL = {sign: problems.extremal(*data(), sign) for sign in (1.0, -1.0)}
 
 
 # %% How near the neurons are to the extremal vectors
 def angles_of(run: Run) -> tuple[Tensor, Tensor]:
     """Angles (T, k) of the neurons that are active at the start, and their signs (k,)."""
     ways = torch.stack(run.positions)
-    ways = ways[:, experiment.activates(ways[0, :, :2], data()[0])]
+    ways = ways[:, problems.activates(ways[0, :, :2], data()[0])]
     return torch.atan2(ways[:, :, 1], ways[:, :, 0]), ways[0, :, 2].sign()
 
 
@@ -83,16 +83,16 @@ def main(argv: Sequence[str] | None = None) -> dict[tuple[str, int], Run]:
     runs = {}
     for scale, seed in [(scale, seed) for scale in SCALES for seed in range(args.seeds)]:
         runs[f"scale {scale:g}", seed] = experiment.train(
-            experiment.balanced_layer(args.m, scale, seed),
+            problems.balanced_layer(args.m, scale, seed),
             lambda p: FrobeniusProx(p, args.dt / args.m, **how),
             data(),
             round(args.time / args.dt),
             progress=not args.no_progress,
         )
     rows = [row(*key, run, args.dt) for key, run in runs.items()]
-    experiment.tabulate(args.out / "initialisation.csv", rows)
+    output.tabulate(args.out / "initialisation.csv", rows)
     with plotting.style():
-        experiment.save(figure(runs, args.dt), args.out / "initialisation.png", size=(12, 9))
+        output.save(figure(runs, args.dt), args.out / "initialisation.png", size=(12, 9))
     return runs
 
 

@@ -15,7 +15,7 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from lightning_examples import experiment
+from lightning_examples import experiment, output, problems
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx, plane, plotting, transport
 from torch_wprox.solvers import GradientDescent
 
@@ -28,13 +28,13 @@ State = dict[str, Any]
 
 
 def network(V: Tensor = W) -> MeanFieldLayer:  # one sign, no bias
-    return experiment.signed_layer(V.numpy(), bias=False, alpha=torch.ones(2, dtype=V.dtype))
+    return problems.signed_layer(V.numpy(), bias=False, alpha=torch.ones(2, dtype=V.dtype))
 
 
 # %% One step: the loss function sees every evaluation; those that only search are left out
 def inside(V: Tensor, gamma: float, exchange: bool) -> State:
     layer = network(V)
-    loss = experiment.mean_squared_error(layer, X, Y)
+    loss = problems.mean_squared_error(layer, X, Y)
     sigma = transport.assign(V, transport.start(W, None))[0] if exchange else torch.arange(2)
     away = V - W[sigma]
     value = loss.item() + away.square().sum().item() / (4 * gamma)  # mass 1/2 per neuron
@@ -87,12 +87,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[State]]:
     steps = {name: step(make, args.gamma, **how) for name, make in both}
     best = step(WassersteinProx, args.gamma, solver="global")[-1]
     rows = [row(n, t, s[t - 1]) for n, s in steps.items() for t in (*SHOWN, len(s)) if t <= len(s)]
-    experiment.tabulate(args.out / "inner.csv", [*rows, row("global", 0, best)])
+    output.tabulate(args.out / "inner.csv", [*rows, row("global", 0, best)])
     with plotting.style():
         top, bottom = plt.subplots(2, 2, height_ratios=(3, 2))[1]
         for ax, low, name in zip(top, bottom, steps, strict=True):
             draw(ax, low, name, steps[name], best["V"])
-        experiment.save(top[0], args.out / "inner.png", size=(12, 9))
+        output.save(top[0], args.out / "inner.png", size=(12, 9))
     return steps
 
 

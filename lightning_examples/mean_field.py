@@ -17,7 +17,7 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from lightning_examples import experiment
+from lightning_examples import experiment, output
 from torch_wprox import MeanFieldLayer, WassersteinProx, plane, plotting, wasserstein_sq
 
 WIDE, PROX, ONE_SIGN, CONE = "wide", "wide, Wasserstein prox", "one sign", "one cone"
@@ -73,7 +73,7 @@ def figure(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     for ax in (left, right):  # now that the limits are known
         plane.plot_rays(ax, on_circle(TURNS), label="directions of the teacher")
         plotting.legend_above(ax, columns=2)
-    experiment.save(clouds, args.out / "mean_field.png", size=(11, 9.5))
+    output.save(clouds, args.out / "mean_field.png", size=(11, 9.5))
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             ends = [wasserstein_sq(run.positions[t], wide.positions[t]).sqrt() for t in (0, -1)]
             row = {"law": law, "m": m, "seed": seed, "loss": run.losses[-1]}
             rows.append({**row, "W2 before": ends[0].item(), "W2 after": ends[1].item()})
-    experiment.tabulate(args.out / "mean_field.csv", rows)
+    output.tabulate(args.out / "mean_field.csv", rows)
     with plotting.style():
         figure(rows, args)
     return rows

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from matplotlib import pyplot as plt
 
-from lightning_examples import experiment
+from lightning_examples import experiment, output, problems
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx, plotting
 
 FORMS = ("joint", "radial", "signed", "clouds", "sphere")
@@ -42,7 +42,7 @@ def descend(args: argparse.Namespace, name: str, form: str) -> dict[str, Any]:
     }
     layer = network(form, args.m, args.seed)
     steps = round(args.time / args.gamma)
-    run = experiment.train(layer, make[name], experiment.sinus(), steps)
+    run = experiment.train(layer, make[name], problems.sinus(), steps)
     grid = torch.linspace(-0.5, 0.5, 101, dtype=torch.float64)[:, None]
     drift = None
     if form == "joint":
@@ -77,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         for ax in axes[1:]:
             ax.get_legend().remove()
             ax.set_ylabel("")
-        experiment.save(axes[0], args.out / "parameterisations.png", size=(12, 4.5))
-    experiment.print_table(rows)
-    experiment.write_csv(args.out / "parameterisations.csv", rows)
+        output.save(axes[0], args.out / "parameterisations.png", size=(12, 4.5))
+    output.print_table(rows)
+    output.write_csv(args.out / "parameterisations.csv", rows)
     return rows
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from matplotlib import pyplot as plt
 
-from lightning_examples import experiment
+from lightning_examples import experiment, output, problems
 from lightning_examples.experiment import Run
 from torch_wprox import FrobeniusProx, WassersteinProx, plotting
 from torch_wprox.lightning import ProxMonitor
@@ -36,9 +36,9 @@ def descents(args: argparse.Namespace) -> dict[str, Run]:
     }
     return {
         name: experiment.train(
-            experiment.note_layer(args.m, args.seed, args.scale),
+            problems.note_layer(args.m, args.seed, args.scale),
             optimizer,
-            experiment.sinus(args.n),
+            problems.sinus(args.n),
             args.steps,
             callbacks=[ProxMonitor(prog_bar=("loss_after",))],
             progress=not args.no_progress,
@@ -54,18 +54,18 @@ def table(runs: dict[str, Run]) -> list[dict[str, Any]]:
         for t, report in enumerate(run.reports, start=1):
             numbers = numbers_of(report)
             rows.append({"descent": name, "step": t, **{c: numbers[c] for c in COLUMNS.split()}})
-    experiment.print_table(rows)
+    output.print_table(rows)
     return rows
 
 
 # %% The figures
 def figures(runs: dict[str, Run], args: argparse.Namespace) -> None:
-    x, y = experiment.sinus(args.n)
+    x, y = problems.sinus(args.n)
     grid = torch.linspace(-0.6, 0.6, 241, dtype=x.dtype)
     fits = {name: (grid, run.model(grid[:, None]).detach()) for name, run in runs.items()}
     with plotting.style():
         ax = plotting.plot_descent({name: run.reports for name, run in runs.items()})
-        experiment.save(ax, args.out / "sinus.png", size=(9, 5))
+        output.save(ax, args.out / "sinus.png", size=(9, 5))
         _, (left, middle, right) = plt.subplots(1, 3)
         for (name, run), line, ax in zip(
             runs.items(), ("--", "-", "-"), (left, left, middle), strict=True
@@ -73,7 +73,7 @@ def figures(runs: dict[str, Run], args: argparse.Namespace) -> None:
             ways = torch.stack(run.positions)
             plotting.plot_trajectories(ways, run.model.signs, ax, inputs=x, line=line, name=name)
         plotting.plot_function(x, y, fits, right)
-        experiment.save(left, args.out / "sinus_neurons.png", size=(14, 5))
+        output.save(left, args.out / "sinus_neurons.png", size=(14, 5))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Run]:
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Run]:
     if args.fast:
         args.max_eval, args.steps = min(args.max_eval, 60), min(args.steps, 2)
     runs = descents(args)
-    experiment.write_csv(args.out / "sinus.csv", table(runs))
+    output.write_csv(args.out / "sinus.csv", table(runs))
     figures(runs, args)
     return runs
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from matplotlib import pyplot as plt
 
-from lightning_examples import experiment
+from lightning_examples import experiment, output, problems
 from lightning_examples.experiment import Run
 from torch_wprox import FrobeniusProx, WassersteinProx, plotting
 
@@ -31,10 +31,10 @@ MAKE: dict[str, Any] = {
 
 # %% The runs: seed 0 is solved globally too, other seeds differ little there
 def descents(args: argparse.Namespace) -> dict[Key, Run]:
-    data, progress, runs = experiment.sinus(), not args.no_progress, {}
+    data, progress, runs = problems.sinus(), not args.no_progress, {}
     for g, seed in [(h, s) for h in GAMMAS for s in range(args.many if h == 1 else args.seeds)]:
         for name in list(MAKE)[: 2 + (seed == 0)]:
-            layer = experiment.note_layer(args.m, seed)
+            layer = problems.note_layer(args.m, seed)
             made = partial(MAKE[name], g=g, n=args.evaluations)
             runs[name, g, seed] = experiment.train(layer, made, data, args.steps, progress=progress)
     return runs
@@ -72,7 +72,7 @@ def figure(rows: list[dict[str, Any]], seeds: int) -> Any:
         ends = sorted(r["loss"] for r in rows if r["descent"] == name and r["gamma"] == 1)
         right.ecdf(ends, marker=marker, label=name)
     for name, kinks, line in (("affine", (), ":"), ("one bump", (0.0, 0.25), "-.")):
-        least = experiment.least_loss(*experiment.sinus(), kinks)
+        least = problems.least_loss(*problems.sinus(), kinks)
         right.axvline(least, color="black", ls=line, label=f"least loss, {name}: {least:.4f}")
     right.set(xscale="log", ylim=(0, 1.03), xlabel=r"loss, $\gamma = 1$", ylabel="share of seeds")
     plotting.legend_above(right, columns=2)
@@ -86,13 +86,13 @@ def main(argv: Sequence[str] | None = None) -> dict[Key, Run]:
         args.m, args.steps, args.seeds, args.many, args.evaluations = 20, 2, 1, 2, 20
     runs = descents(args)
     rows = [row(key, run, runs) for key, run in runs.items()]
-    experiment.tabulate(args.out / "sinus_gammas.csv", rows)
+    output.tabulate(args.out / "sinus_gammas.csv", rows)
     with plotting.style():
-        experiment.save(figure(rows, args.seeds), args.out / "sinus_gammas.png", size=(14, 4.8))
+        output.save(figure(rows, args.seeds), args.out / "sinus_gammas.png", size=(14, 4.8))
         for ax, g in zip(both := plt.subplots(1, 2)[1], (1e-3, 1.0), strict=True):
             reports = {name: runs[name, g, args.seeds // 2].reports for name in list(MAKE)[:2]}
             plotting.plot_descent(reports, ax).set_xlabel(rf"step $t$, $\gamma = {g:g}$")
-        experiment.save(both[0], args.out / "sinus_gammas_steps.png", size=(14, 5))
+        output.save(both[0], args.out / "sinus_gammas_steps.png", size=(14, 5))
     return runs
 
 

@@ -16,7 +16,7 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from lightning_examples import experiment
+from lightning_examples import experiment, output, problems
 from lightning_examples.experiment import Run
 from torch_wprox import FrobeniusProx, WassersteinProx, plotting
 
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> dict[tuple[str, float], Run]:
     steps = 5 if args.fast else 40
     runs = {
         (name, g): experiment.train(
-            experiment.Points(START), partial(make, g=g), (START, START), steps, loss=f
+            problems.Points(START), partial(make, g=g), (START, START), steps, loss=f
         )
         for name, make in MAKE.items()
         for g in STEP_SIZES
@@ -89,10 +89,10 @@ def main(argv: Sequence[str] | None = None) -> dict[tuple[str, float], Run]:
             x, y = run.positions[t].flatten().tolist()
             error = max(abs(x - x0), abs(y - y0))
             rows += [{"descent": name, "g": g, "step": t, "x": x, "y": y, "error": error}]
-    experiment.print_table([row for row in rows if row["step"] in (1, 2, 5, steps)])
-    experiment.write_csv(args.out / "two_points.csv", rows)
+    output.print_table([row for row in rows if row["step"] in (1, 2, 5, steps)])
+    output.write_csv(args.out / "two_points.csv", rows)
     with plotting.style():
-        experiment.save(figure(runs), args.out / "two_points.png", size=(15, 4.4))
+        output.save(figure(runs), args.out / "two_points.png", size=(15, 4.4))
     return runs
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
-from lightning_examples import experiment
+from lightning_examples import experiment, output, problems
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx, certify_training, plotting
 
 LR = 0.05  # of the explicit steps: 200 of them for the time m gamma of an implicit one
@@ -34,7 +34,7 @@ def network(m: int, seed: int) -> MeanFieldLayer:
 
 # %% One descent: F and the size of the neurons that began dead, over the time of the flow
 def descend(args: argparse.Namespace, name: str, seed: int) -> tuple[dict[str, Any], Any]:
-    x, y = experiment.sinus()
+    x, y = problems.sinus()
     layer, each = network(args.m, seed), args.m * args.gamma
     dead = (layer.particles.detach()[:, :2] @ torch.cat([x, x**0], 1).T <= 0).all(1)
     prox = {"gamma": args.gamma, "weight_decay": args.decay, "max_eval": args.max_eval}
@@ -50,7 +50,7 @@ def descend(args: argparse.Namespace, name: str, seed: int) -> tuple[dict[str, A
     values = losses + 0.5 * args.decay * ways.square().sum((1, 2))
 
     def closure() -> torch.Tensor:
-        loss = experiment.mean_squared_error(layer, x, y)
+        loss = problems.mean_squared_error(layer, x, y)
         loss.backward()
         return loss
 
@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             row = {"descent": name, "seed": seed, "F": bound.objective, "bound": bound.lower_bound}
             row |= {"proved": bound.certified, "gap %": 100 * bound.relative_gap}
             rows.append({**row, "size of the dead": way["size"][-1].item()})
-    experiment.print_table(rows)
-    experiment.write_csv(args.out / "weight_decay.csv", rows)
+    output.print_table(rows)
+    output.write_csv(args.out / "weight_decay.csv", rows)
     least = max(row["bound"] for row in rows)
     with plotting.style():
         _, (left, right) = plt.subplots(1, 2)
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 for name, runs in found.items()
             }
             plotting.plot_bands(curves, ax, xlabel="time", ylabel=label, log="y")
-        experiment.save(left, args.out / "weight_decay.png", size=(11, 4.8))
+        output.save(left, args.out / "weight_decay.png", size=(11, 4.8))
     return found
 
 

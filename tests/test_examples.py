@@ -13,7 +13,7 @@ import matplotlib as mpl
 import pytest
 from matplotlib import pyplot as plt
 
-from lightning_examples import experiment
+from lightning_examples import problems
 from lightning_examples.gallery import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
@@ -160,7 +160,7 @@ def test_diabetes_spends_no_more_than_the_budget(tmp_path: Path) -> None:
 
 
 def test_diabetes_is_standardised_on_the_training_part_and_split_without_overlap() -> None:
-    (x, y), (x_val, y_val) = experiment.diabetes()
+    (x, y), (x_val, y_val) = problems.diabetes()
     assert x.shape == (354, 10)
     assert x_val.shape == (88, 10)
     assert y.shape == (354, 1)

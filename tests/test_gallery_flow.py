@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lightning_examples import early, experiment
+from lightning_examples import early, problems
 
 BOTH = ("Wasserstein", "Frobenius")
 GALLERY = Path(__file__).parent.parent / "docs" / "gallery"
@@ -89,7 +89,7 @@ def test_initialisation() -> None:
     assert f"in the small scales costs {per_decade:g}," in text
     (x, y), growth = early.data(), 0.0
     for sign in (1.0, -1.0):
-        [angle] = experiment.extremal(x, y, sign)  # "here one for each sign"
+        [angle] = problems.extremal(x, y, sign)  # "here one for each sign"
         hidden = torch.relu(x * angle.cos() + angle.sin())
         growth = max(growth, sign * 2 * (y * hidden).mean().item())
     assert f"\\max G = {math.log(10) / growth:.2f}$" in text
@@ -118,8 +118,8 @@ def test_sinus_gammas() -> None:
     assert f"{short(middle[0], 4)} for Wasserstein and {short(middle[1], 2)} for" in text
     stuck = [sum(value > 0.1 for value in ends[name]) for name in BOTH]
     assert "{} seeds of 12 (Wasserstein) and {} of 12".format(*stuck) in text
-    x, y = experiment.sinus()
-    affine, bump = experiment.least_loss(x, y, ()), experiment.least_loss(x, y, (0.0, 0.25))
+    x, y = problems.sinus()
+    affine, bump = problems.least_loss(x, y, ()), problems.least_loss(x, y, (0.0, 0.25))
     assert f"{short(affine, 4)}, the least loss of an affine" in text
     assert f"just above {short(bump, 4)}, the least" in text
     assert [sum(abs(v - affine) < 1e-4 for v in ends[name]) for name in BOTH] == [1, 1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_gallery_flow import page, short, table
 
-from lightning_examples import experiment, mean_field
+from lightning_examples import experiment, mean_field, problems
 from lightning_examples.flow import gradient_flow
 
 
@@ -33,11 +33,11 @@ def test_every_descent_is_of_first_order_in_gamma() -> None:
 
 
 def test_the_flow_is_of_fourth_order() -> None:
-    x, y = experiment.sinus()
+    x, y = problems.sinus()
 
     def end(steps: int) -> torch.Tensor:
-        layer = experiment.note_layer(4, seed=1, scale=1.0)
-        loss = lambda: experiment.mean_squared_error(layer, x, y)  # noqa: E731
+        layer = problems.note_layer(4, seed=1, scale=1.0)
+        loss = lambda: problems.mean_squared_error(layer, x, y)  # noqa: E731
         return gradient_flow(layer, loss, 0.002, steps)[-1]
 
     exact = end(256)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from lightning_examples import experiment
+from lightning_examples import output, problems
 from torch_wprox import plane, plotting
 
 
@@ -83,7 +83,7 @@ def test_the_animation_passes_through_every_iterate(tmp_path: Path) -> None:
         middle = ((way[1] + way[2]) / 2).numpy()
         for head, members in zip(heads, [slice(0, 2), slice(2, 4)] * 2, strict=True):
             assert np.allclose(np.stack(head.get_data(), 1), middle[members])
-        experiment.save_gif(film, tmp_path / "film.gif", size=(4, 2), fps=10)
+        output.save_gif(film, tmp_path / "film.gif", size=(4, 2), fps=10)
     with Image.open(tmp_path / "film.gif") as image:
         assert image.n_frames == 5
         assert image.info["duration"] == 100
@@ -98,15 +98,15 @@ def test_extremal_vectors_are_those_of_a_closed_form() -> None:
     # One point (x, 1) with y > 0: positive neurons align with (x, 1), negative ones with -(x, 1)
     # nowhere active: no maximum where G is not 0.
     x, y = torch.tensor([[1.0]], dtype=torch.float64), torch.tensor([[2.0]], dtype=torch.float64)
-    [angle] = experiment.extremal(x, y, 1.0)
+    [angle] = problems.extremal(x, y, 1.0)
     assert abs(angle.item() - math.pi / 4) < 1e-3  # the grid of angles is 1.7e-4 fine
-    assert not len(experiment.extremal(x, y, -1.0))
+    assert not len(problems.extremal(x, y, -1.0))
 
 
 def test_the_least_loss_falls_with_every_kink_to_an_interpolant() -> None:
-    x, y = experiment.sinus()
-    losses = [experiment.least_loss(x, y, kinks) for kinks in ((), (0.0,), (0.0, 0.25))]
+    x, y = problems.sinus()
+    losses = [problems.least_loss(x, y, kinks) for kinks in ((), (0.0,), (0.0, 0.25))]
     assert losses == sorted(losses, reverse=True)
     # Negative neurons alone reach the concave least squares fit, kinks at +-.25.
-    assert abs(experiment.least_loss(x, y, (-0.25, 0.25)) - 0.4325491098) < 1e-9
-    assert experiment.least_loss(x, y, (-0.25, 0.0, 0.25)) < 1e-28  # five points, five parameters
+    assert abs(problems.least_loss(x, y, (-0.25, 0.25)) - 0.4325491098) < 1e-9
+    assert problems.least_loss(x, y, (-0.25, 0.0, 0.25)) < 1e-28  # five points, five parameters
