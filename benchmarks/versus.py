@@ -140,6 +140,7 @@ def usual() -> dict[str, list[Callable[..., Any]]]:
     return {
         "WassersteinProx, gamma 1": proximal(WassersteinProx, gamma=1.0),
         "WassersteinProx, gamma 1000": proximal(WassersteinProx),
+        "WassersteinProx, gamma 1e6": proximal(WassersteinProx, gamma=1e6),
         "FrobeniusProx, gamma 1000": proximal(FrobeniusProx),
         "torch LBFGS, strong Wolfe": [torch_lbfgs],
         "Adam, tuned": tuned(torch.optim.Adam, (3e-3, 1e-2, 3e-2)),
