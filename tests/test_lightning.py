@@ -156,6 +156,19 @@ def test_every_report_reaches_the_logger_once(lightning: ModuleType, tmp_path: P
             assert float(row[f"prox/{name}"]) == pytest.approx(getattr(report, name), rel=1e-6)
 
 
+def test_a_bound_is_logged_with_whether_it_is_proved(tmp_path: Path) -> None:
+    L = importlib.import_module("pytorch_lightning")
+    trainer = trainer_of(L, tmp_path, callbacks=[ProxMonitor()])
+    make = lambda p: WassersteinProx(p, 1.0, solver="global")  # noqa: E731
+    trainer.fit(module_of(L, sinus_layer(m=6), make), Batches(1))
+    logged = trainer.callback_metrics
+    assert logged["prox/certified"] == 1
+    assert logged["prox/lower_bound"] <= logged["prox/objective"]
+    local = trainer_of(L, tmp_path, callbacks=[ProxMonitor()])
+    local.fit(module_of(L, sinus_layer(m=6), wasserstein), Batches(1))
+    assert "prox/certified" not in local.callback_metrics
+
+
 def test_metrics_and_prefix_are_what_is_asked_for(tmp_path: Path) -> None:
     L = importlib.import_module("pytorch_lightning")
     monitor = ProxMonitor(metrics=("objective",), prefix="step.", prog_bar=("residual",))

@@ -54,6 +54,7 @@ DEFAULT_METRICS = (
     "evaluations",
     "lower_bound",
     "gap",
+    "certified",
 )
 
 
@@ -74,7 +75,7 @@ class ProxMonitor(Callback):
 
     Args:
         metrics: Fields of :class:`StepReport` and :class:`JKOReport` to log; what a report does not
-            have, or has as None, is skipped.
+            have, or has as None, is skipped, and so is ``certified`` where there is no bound.
         prefix: Of the logged names; with several optimizers the index follows: "prox/1/".
         prog_bar: Fields to show in the progress bar as well.
 
@@ -128,6 +129,8 @@ class ProxMonitor(Callback):
             self._logged[index] = report
             prefix = f"{self.prefix}{index}/" if several else self.prefix
             numbers = numbers_of(report)
+            if numbers.get("lower_bound") is None:
+                numbers.pop("certified", None)
             for name in dict.fromkeys((*self.metrics, *self.prog_bar)):
                 if numbers.get(name) is not None:
                     # batch_size is given so that Lightning need not guess it from the batch.
