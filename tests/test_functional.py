@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from torch_wprox import FirstOrder, Status, prox, wasserstein_sq
+from torch_wprox.distances import mean_squared
 
 
 def cloud(m: int, D: int, seed: int) -> Tensor:
@@ -202,3 +203,10 @@ def test_zero_gamma_and_one_evaluation_do_not_move(kwargs: dict[str, float]) -> 
 def test_bad_input_names_the_argument_and_the_remedy(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()  # type: ignore[operator]
+
+
+def test_distances_of_a_million_particles_keep_their_digits_in_float32() -> None:
+    V = 2 * torch.randn(1_000_000, 3, generator=torch.Generator().manual_seed(0))
+    found = mean_squared(V, torch.zeros_like(V)).value.item()
+    exact = V.double().square().sum(1).mean().item()
+    assert found == pytest.approx(exact, rel=1e-6)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from conftest import closure_of, sinus_data, sinus_layer
-from torch_wprox import Status, WassersteinProx, prox
+from torch_wprox import FrobeniusProx, Status, WassersteinProx, prox
 from torch_wprox.solvers import BFGS, LBFGS, WeakWolfe
 from torch_wprox.solvers.bfgs import updated
 from torch_wprox.solvers.lbfgs import Pairs
@@ -135,3 +135,18 @@ def test_limited_memory_does_not_stop_at_a_kink_on_the_way() -> None:
 def test_bad_search_options_are_named(kwargs: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WeakWolfe(**kwargs)  # type: ignore[arg-type]
+
+
+def test_fewer_pairs_are_kept_of_long_vectors() -> None:
+    p = torch.nn.Parameter(torch.zeros(200_000))
+    opt = FrobeniusProx([p], gamma=1.0, solver="lbfgs", max_eval=40, tolerance_grad=0.0)
+    slopes = torch.linspace(1.0, 100.0, 200_000)
+
+    def closure() -> torch.Tensor:
+        opt.zero_grad()
+        loss = (slopes * (p - 1).square()).sum()
+        loss.backward()
+        return loss
+
+    opt.step(closure)
+    assert len(opt.state_dict()["prox"]["carried"]["memory"]["steps"]) == 10

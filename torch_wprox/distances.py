@@ -185,8 +185,13 @@ class EMD(Stateless):
         return _AnchoredEMD(W, classes, agree)
 
 
+_DOT_UP_TO = 10_000
+
+
 def mean_squared(V: Tensor, T: Tensor) -> DistanceValue:
     """Return (1/m) sum_i |V_i - T_i|^2 and its gradient (2/m)(V - T), both for (m, D)."""
     difference = V - T
     flat = difference.view(-1)
-    return DistanceValue(torch.dot(flat, flat) / len(V), difference * (2.0 / len(V)))
+    # `dot` is one fast call, but adds up naively: float32 loses digits in millions of terms.
+    total = torch.dot(flat, flat) if len(flat) <= _DOT_UP_TO else flat.square().sum()
+    return DistanceValue(total / len(V), difference * (2.0 / len(V)))

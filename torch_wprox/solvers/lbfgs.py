@@ -76,7 +76,8 @@ class LBFGS:
     """Quasi-Newton descent from V = W with the last ``history`` curvature pairs.
 
     Args:
-        history: Number of pairs; memory is 2 history N numbers.
+        history: Number of pairs; memory is 2 history N numbers. None: 50, as kinks want many, but
+            fewer above 20 000 numbers, down to 10: there a pair costs more than it teaches.
         line_search: The weak Wolfe search.
 
     Raises:
@@ -85,24 +86,25 @@ class LBFGS:
     Source: Byrd, Nocedal & Schnabel 1994 (compact form); Lewis & Overton 2013 (line search).
     """
 
-    history: int = 50
+    history: int | None = None
     line_search: WeakWolfe = field(default_factory=WeakWolfe)
 
     name = "lbfgs"
 
     def __post_init__(self) -> None:
-        if self.history < 1:
-            raise ValueError(f"history must be >= 1, got {self.history!r}")
+        if self.history is not None and self.history < 1:
+            raise ValueError(f"history must be >= 1 or None, got {self.history!r}")
 
     def minimize(
         self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None
     ) -> tuple[Status, dict[str, Any] | None]:
         """Descend until a rule of ``stopping`` holds, the budget ends or no direction descends."""
         current, stagnation = objective.start, Stagnation(objective)
-        kept = CurvaturePairs(self.history)
+        most = self.history or _history_of(len(current.point))
+        kept = CurvaturePairs(most)
         pairs = Pairs.empty(current.point)
         for s, y in kept.recall(memory, objective):
-            pairs = pairs.appended(s, y, self.history)
+            pairs = pairs.appended(s, y, most)
         try:
             while (status := stopping.check(objective, current)) is None:
                 if len(pairs.S):
@@ -115,9 +117,7 @@ class LBFGS:
                         return Status.STALLED, kept.state()
                     pairs = Pairs.empty(current.point)
                     continue
-                pairs = pairs.appended(
-                    found.point - current.point, found.grad - current.grad, self.history
-                )
+                pairs = pairs.appended(found.point - current.point, found.grad - current.grad, most)
                 if stagnation.reached(current, found):
                     return Status.STALLED, kept.state()
                 kept.note(current, found)
@@ -125,6 +125,11 @@ class LBFGS:
         except BudgetExhausted:
             status = Status.MAX_EVAL
         return status, kept.state()
+
+
+def _history_of(numbers: int) -> int:
+    """Return how many pairs of N numbers are worth their vector work."""
+    return max(10, min(50, 1_000_000 // numbers))
 
 
 def _bordered(matrix: Tensor, column: Tensor, row: Tensor, drop: int) -> Tensor:
