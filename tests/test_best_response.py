@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from torch_wprox.solvers.best_response import BestResponse
@@ -62,7 +62,8 @@ def smallest(X: Tensor, g: Tensor, w: Tensor, kappa: float) -> float:
     for signs in itertools.product((1.0, -1.0), repeat=len(A)):
         s = np.array(signs)
         free = anchor - A.T @ (weights * (s > 0)) / kappa
-        mu, _ = nnls((s[:, None] * A).T, -free)  # projection on {v: s * (A v) >= 0}
+        # Projection on {v: s * (A v) >= 0}; the nnls of SciPy before 1.15 fails on degenerate cones.
+        mu = lsq_linear((s[:, None] * A).T, -free, (0, np.inf), "bvls", tol=1e-14).x
         v = free + (s[:, None] * A).T @ mu
         value = weights @ np.maximum(A @ v, 0) + 0.5 * kappa * np.sum((v - anchor) ** 2)
         best = min(best, float(value))
