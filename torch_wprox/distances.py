@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -64,6 +64,7 @@ class AnchoredDistance(Protocol):
         """Return d(V, W) at the accepted ``V`` with nothing held back (a fresh assignment)."""
 
 
+@runtime_checkable
 class Distance(Protocol):
     """Options of a squared distance; see :class:`Frobenius`, :class:`EMD`."""
 
