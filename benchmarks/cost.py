@@ -202,12 +202,13 @@ def cases(full: bool, fast: bool) -> list[Case]:
         return [Case(*c) for c in itertools.product(sizes, (2, 10, 100), (5, 100, 1000), gammas)]
     plane = [Case(*c) for c in itertools.product(sizes, (2,), (100,), gammas)]
     other = [(50, 2, 5), (50, 2, 1000), (200, 10, 100), (1000, 2, 5), (1000, 2, 1000)]
-    other += [(1000, 10, 100), (1000, 100, 100), (2000, 10, 1000), (5000, 10, 1000)]
+    other += [(1000, 10, 100), (1000, 100, 100), (2000, 10, 1000)]
     return plane + [Case(*c, g) for c, g in itertools.product(other, gammas)]
 
 
 def row(case: Case, repeats: int) -> str:
     evaluations = 100 if case.m <= 1000 else 50
+    repeats = repeats if case.m <= 1000 else min(repeats, 2)  # each takes seconds
     wasserstein = ours(case, WassersteinProx, evaluations, repeats)
     frobenius = ours(case, FrobeniusProx, evaluations, repeats)
     sgd = statistics.median(wasserstein.sgd + frobenius.sgd)
