@@ -62,7 +62,7 @@ def smallest(X: Tensor, g: Tensor, w: Tensor, kappa: float) -> float:
     for signs in itertools.product((1.0, -1.0), repeat=len(A)):
         s = np.array(signs)
         free = anchor - A.T @ (weights * (s > 0)) / kappa
-        # Projection on {v: s * (A v) >= 0}; the nnls of SciPy before 1.15 fails on degenerate cones.
+        # Projection on {v: s * (A v) >= 0}. SciPy's nnls before 1.15 fails on degenerate cones.
         mu = lsq_linear((s[:, None] * A).T, -free, (0, np.inf), "bvls", tol=1e-14).x
         v = free + (s[:, None] * A).T @ mu
         value = weights @ np.maximum(A @ v, 0) + 0.5 * kappa * np.sum((v - anchor) ** 2)

@@ -16,9 +16,12 @@ from torch_wprox import FrobeniusProx, WassersteinProx
 pytest.importorskip("jsonargparse")
 CONFIGS = Path(__file__).parent.parent / "lightning_examples" / "configs"
 # Of Lightning's calls to jsonargparse and to torch.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*LeafSpec.*"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*LeafSpec.*"
+    ),
+]
 
 
 @pytest.fixture

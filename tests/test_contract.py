@@ -11,6 +11,8 @@ import torch
 from torch_wprox import FrobeniusProx, MeanFieldLayer, Status, WassersteinProx, catalog, solvers
 from torch_wprox.particles import views_of_group
 
+pytestmark = pytest.mark.slow  # in all: too long for `make quick`
+
 FORMS = ["joint", "signed", "clouds", "sphere", "radial"]
 DISTANCES, SOLVERS = list(catalog._BY_NAME), list(dict.fromkeys(["auto", *solvers._BY_NAME]))
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from torch_wprox import WassersteinProx, particle_groups
 
+pytestmark = pytest.mark.slow  # in all: too long for `make quick`
+
 
 def deep_mlp(widths: tuple[int, ...] = (3, 12, 10, 8, 2)) -> nn.Sequential:
     """An MLP with three hidden layers in float64."""

@@ -18,6 +18,8 @@ from torch_wprox.oracle import OutputOracle, particle_problem
 from torch_wprox.proximal_point import ProximalPoint
 from torch_wprox.solvers.global_step import relax
 
+pytestmark = pytest.mark.slow  # in all: too long for `make quick`
+
 
 def solved(
     case: Case, kind: Callable[..., ProximalPoint] = WassersteinProx, **options: object

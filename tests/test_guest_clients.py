@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from conftest import closure_of, sinus_data, sinus_layer
 from torch_wprox import FrobeniusProx, WassersteinProx
 
+pytestmark = pytest.mark.slow  # in all: too long for `make quick`
+
 BOTH = [WassersteinProx, FrobeniusProx]
 
 

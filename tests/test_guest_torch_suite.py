@@ -28,7 +28,7 @@ with warnings.catch_warnings():
     )
 
 # A weight and a bias are no cloud; it is known here.
-pytestmark = pytest.mark.filterwarnings("ignore:no cloud of particles")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:no cloud of particles")]
 CPU = torch.device("cpu")
 
 
