@@ -23,7 +23,10 @@ from torch_wprox.particles import particle_groups
 
 BOTH = [WassersteinProx, FrobeniusProx]
 # Lightning speaks of CPU workers and absent progress bars; nothing here is about them.
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+]
 
 
 class Regression(L.LightningModule):

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from conftest import closure_of, sinus_data, sinus_layer
 from torch_wprox import FrobeniusProx, Sinkhorn, WassersteinProx
 
+pytestmark = pytest.mark.slow
+
 BOTH = [WassersteinProx, FrobeniusProx]
 QUICK = Sinkhorn(blur=0.3, scaling=0.5)
 ALL = [*BOTH, *(partial(WassersteinProx, distance=d) for d in (QUICK, "sliced"))]
