@@ -34,16 +34,17 @@ def test_the_dense_update_satisfies_the_secant_equation_and_stays_symmetric_posi
 def test_a_pair_without_positive_curvature_changes_nothing() -> None:
     H, s = torch.eye(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
     assert torch.equal(updated(H, s, -s), H)
-    kept = Pairs.empty(s)
-    assert kept.appended(s, -s, 4) is kept
+    kept = Pairs(s, 4)
+    kept.append(s, -s)
+    assert len(kept) == 0
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_the_compact_form_is_the_dense_recursion_from_its_scaled_identity(k: int) -> None:
     _, made = pairs(k, 8)
-    compact = Pairs.empty(made[0][0])
+    compact = Pairs(made[0][0], 20)
     for s, y in made:
-        compact = compact.appended(s, y, 20)
+        compact.append(s, y)
     H = torch.eye(8, dtype=torch.float64) * max((s @ y) / (y @ y) for s, y in made)
     for s, y in made:
         H = updated(H, s, y)
@@ -51,13 +52,16 @@ def test_the_compact_form_is_the_dense_recursion_from_its_scaled_identity(k: int
     assert torch.allclose(compact.times(g), H @ g, rtol=1e-10)
 
 
-def test_the_oldest_pair_leaves_first() -> None:
-    _, made = pairs(7, 5)
-    compact, newest = Pairs.empty(made[0][0]), Pairs.empty(made[0][0])
+@pytest.mark.parametrize("most", [1, 2, 3])
+@pytest.mark.parametrize("k", [4, 6, 7, 13])
+def test_the_oldest_pair_leaves_first(k: int, most: int) -> None:
+    _, made = pairs(k, 5)
+    compact, newest = Pairs(made[0][0], most), Pairs(made[0][0], most)
     for s, y in made:
-        compact = compact.appended(s, y, 3)
-    for s, y in made[-3:]:
-        newest = newest.appended(s, y, 3)
+        compact.append(s, y)
+    for s, y in made[-most:]:
+        newest.append(s, y)
+    assert len(compact) == most
     for name in ("S", "Y", "SY", "YY"):
         assert torch.allclose(getattr(compact, name), getattr(newest, name))
 

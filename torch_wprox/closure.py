@@ -83,12 +83,8 @@ class ClosureRunner:
             self._set_random_state(self._random_start)
         for p in self._parameters:
             p.grad = None
-        with ExitStack() as contexts:
-            contexts.enter_context(torch.enable_grad())
-            for kind, dtype in self._autocast:
-                contexts.enter_context(torch.autocast(kind, dtype))
-                torch.clear_autocast_cache()  # it holds weights cast before they moved
-            returned = self._closure()
+        with torch.enable_grad():
+            returned = self._closure() if not self._autocast else self._in_autocast()
         self.runs += 1
         loss = self._as_scalar(returned)
         if self.runs == 1:
@@ -101,6 +97,14 @@ class ClosureRunner:
             self._require_shared_gradients()
         self.last_loss = self._averaged(loss)
         return self.last_loss
+
+    def _in_autocast(self) -> Any:
+        """Run the closure under the caller's autocast."""
+        with ExitStack() as contexts:
+            for kind, dtype in self._autocast:
+                contexts.enter_context(torch.autocast(kind, dtype))
+                torch.clear_autocast_cache()  # it holds weights cast before they moved
+            return self._closure()
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:

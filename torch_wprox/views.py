@@ -202,10 +202,9 @@ def _fresh(p: Tensor, shape: tuple[int, int]) -> Tensor:
     return fresh
 
 
-@torch.no_grad()
 def _write(p: Tensor, V: Tensor) -> None:
     target = as_real(p.detach())
-    target.copy_(V.reshape(target.shape))
+    target.copy_(V.detach().reshape(target.shape))
 
 
 def _grad(p: Tensor) -> Tensor:

@@ -16,40 +16,73 @@ from torch_wprox.solvers.memory import CurvaturePairs
 from torch_wprox.solvers.stopping import Stagnation, Stopping
 
 
-@dataclass(frozen=True)
 class Pairs:
     """The last k steps s and gradient differences y, and the products the compact form needs.
 
-    Attributes:
-        S: (k, N), oldest first.
-        Y: (k, N).
-        SY: S Y^T, (k, k).
-        YY: Y Y^T, (k, k).
+    They are windows into buffers of twice their size, so that a pair is written once and moved
+    once, when the window reaches the end: appending costs O(N), not a copy of all pairs.
+
+    Args:
+        like: A vector (N,) like those to come.
+        most: Largest k.
     """
 
-    S: Tensor
-    Y: Tensor
-    SY: Tensor
-    YY: Tensor
+    def __init__(self, like: Tensor, most: int) -> None:
+        self._most, self._first, self._end = most, 0, 0
+        self._S, self._Y = like.new_empty(2 * most, len(like)), like.new_empty(2 * most, len(like))
+        self._SY, self._YY = (like.new_empty(2 * most, 2 * most) for _ in range(2))
 
-    @staticmethod
-    def empty(like: Tensor) -> Pairs:
-        """Return no pairs of vectors like ``like`` (N,)."""
-        none, square = like.new_empty(0, len(like)), like.new_empty(0, 0)
-        return Pairs(none, none, square, square)
+    def __len__(self) -> int:
+        return self._end - self._first
 
-    def appended(self, s: Tensor, y: Tensor, most: int) -> Pairs:
-        """Return the pairs with ``s, y`` (N,) at the end and at most ``most`` in all.
+    @property
+    def S(self) -> Tensor:
+        """The steps, (k, N), oldest first."""
+        return self._S[self._first : self._end]
+
+    @property
+    def Y(self) -> Tensor:
+        """The differences of gradients, (k, N)."""
+        return self._Y[self._first : self._end]
+
+    @property
+    def SY(self) -> Tensor:
+        """S Y^T, (k, k)."""
+        return self._SY[self._first : self._end, self._first : self._end]
+
+    @property
+    def YY(self) -> Tensor:
+        """Y Y^T, (k, k)."""
+        return self._YY[self._first : self._end, self._first : self._end]
+
+    def append(self, s: Tensor, y: Tensor) -> None:
+        """Put ``s, y`` (N,) at the end; the oldest pair goes when there are too many.
 
         A pair without positive curvature is left out: H must stay positive definite.
         """
         if not torch.dot(s, y) > 1e-14 * torch.linalg.vector_norm(s) * torch.linalg.vector_norm(y):
-            return self
-        drop = max(0, len(self.S) + 1 - most)
-        S, Y = torch.cat([self.S[drop:], s[None]]), torch.cat([self.Y[drop:], y[None]])
-        return Pairs(
-            S, Y, _bordered(self.SY, S @ y, Y @ s, drop), _bordered(self.YY, Y @ y, Y @ y, drop)
-        )
+            return
+        if len(self) == self._most:
+            self._first += 1
+        if self._end == 2 * self._most:
+            self._to_front()
+        at = self._end
+        self._end += 1
+        self._S[at], self._Y[at] = s, y
+        window = slice(self._first, self._end)
+        self._SY[window, at], self._SY[at, window] = self.S @ y, self.Y @ s
+        self._YY[window, at] = self._YY[at, window] = self.Y @ y
+
+    def _to_front(self) -> None:
+        k = len(self)
+        # No overlap: the window, shorter than `most`, is at the end of 2 `most` rows.
+        self._S[:k], self._Y[:k] = self.S, self.Y
+        self._SY[:k, :k], self._YY[:k, :k] = self.SY, self.YY
+        self._first, self._end = 0, k
+
+    def clear(self) -> None:
+        """Forget all pairs."""
+        self._first = self._end = 0
 
     def times(self, g: Tensor) -> Tensor:
         """Return H g, (N,).
@@ -62,12 +95,13 @@ class Pairs:
         vanishes where that pair crossed a kink, and all directions that the pairs do not span with
         it: on functions with kinks it can even stop far from a minimum (Asl & Overton 2020).
         """
-        c = (self.SY.diagonal() / self.YY.diagonal()).max()
-        R = self.SY.triu()
-        q = torch.linalg.solve_triangular(R, (self.S @ g)[:, None], upper=True)
-        inner = self.SY.diagonal()[:, None] * q + c * (self.YY @ q) - c * (self.Y @ g)[:, None]
+        S, Y, SY, YY = self.S, self.Y, self.SY, self.YY
+        c = (SY.diagonal() / YY.diagonal()).max()
+        R = SY.triu()
+        q = torch.linalg.solve_triangular(R, (S @ g)[:, None], upper=True)
+        inner = SY.diagonal()[:, None] * q + c * (YY @ q) - c * (Y @ g)[:, None]
         p = torch.linalg.solve_triangular(R.T, inner, upper=False)
-        Hg: Tensor = c * g + p[:, 0] @ self.S - (c * q[:, 0]) @ self.Y
+        Hg: Tensor = c * g + p[:, 0] @ S - (c * q[:, 0]) @ Y
         return Hg
 
 
@@ -76,7 +110,7 @@ class LBFGS:
     """Quasi-Newton descent from V = W with the last ``history`` curvature pairs.
 
     Args:
-        history: Number of pairs; memory is 2 history N numbers. None: 50, as kinks want many, but
+        history: Number of pairs; memory is 6 history N numbers. None: 50, as kinks want many, but
             fewer above 20 000 numbers, down to 10: there a pair costs more than it teaches.
         line_search: The weak Wolfe search.
 
@@ -102,22 +136,22 @@ class LBFGS:
         current, stagnation = objective.start, Stagnation(objective)
         most = self.history or _history_of(len(current.point))
         kept = CurvaturePairs(most)
-        pairs = Pairs.empty(current.point)
+        pairs = Pairs(current.point, most)
         for s, y in kept.recall(memory, objective):
-            pairs = pairs.appended(s, y, most)
+            pairs.append(s, y)
         try:
             while (status := stopping.check(objective, current)) is None:
-                if len(pairs.S):
+                if len(pairs):
                     direction = -pairs.times(current.grad)
                 else:
                     direction = -first_step(objective, current) * current.grad
                 found, _ = self.line_search.search(objective, current, direction)
                 if found is current:
-                    if not len(pairs.S):
+                    if not len(pairs):
                         return Status.STALLED, kept.state()
-                    pairs = Pairs.empty(current.point)
+                    pairs.clear()
                     continue
-                pairs = pairs.appended(found.point - current.point, found.grad - current.grad, most)
+                pairs.append(found.point - current.point, found.grad - current.grad)
                 if stagnation.reached(current, found):
                     return Status.STALLED, kept.state()
                 kept.note(current, found)
@@ -130,9 +164,3 @@ class LBFGS:
 def _history_of(numbers: int) -> int:
     """Return how many pairs of N numbers are worth their vector work."""
     return max(10, min(50, 1_000_000 // numbers))
-
-
-def _bordered(matrix: Tensor, column: Tensor, row: Tensor, drop: int) -> Tensor:
-    """Drop the first ``drop`` rows and columns, then append a column and a row (both k + 1)."""
-    kept = matrix[drop:, drop:]
-    return torch.cat([torch.cat([kept, column[:-1, None]], 1), row[None]])
