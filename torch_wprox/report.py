@@ -36,7 +36,7 @@ class TransportCounts:
     Attributes:
         certified: Evaluations at which the assignment in force was proved optimal without a solve.
         repaired: Assignment problems solved warm, from the prices in force.
-        solved: Assignment problems solved from nothing.
+        solved: Problems of small classes solved directly, where that is quicker than a proof.
     """
 
     certified: int = 0

@@ -121,7 +121,7 @@ def _measure(block: Block, V: Tensor, W: Tensor) -> _Measured:
     sigma = _optimal_assignment(block, V, W)
     if sigma is None:
         return replace(found, wasserstein_sq=None, sigma=block.distance.assignment)
-    exchanged = int((sigma != torch.arange(block.m, device=sigma.device)).sum())
+    exchanged = int((sigma.cpu() != torch.arange(block.m)).sum())
     wasserstein_sq = frobenius_sq
     if exchanged:
         wasserstein_sq = mean_squared(V, W[sigma.to(W.device)]).value.item()
@@ -129,14 +129,17 @@ def _measure(block: Block, V: Tensor, W: Tensor) -> _Measured:
 
 
 def _optimal_assignment(block: Block, V: Tensor, W: Tensor) -> Tensor | None:
-    """Return an optimal sigma (m,): the identity, the one in force, a fresh one, else None.
+    """Return an optimal sigma (m,): the identity where it ties; None if that would take too long.
 
-    The identity comes first so that ties prefer fixed points; a fresh solve is for small clouds.
+    It is the one in force where that is proved, else a fresh one, for clouds that are not large.
     """
-    identity = transport.start(W, block.classes)
-    if transport.is_certified(V, identity):
-        return identity.sigma
-    sigma = block.distance.assignment if block.distance.is_certified else None
-    if sigma is None and block.m <= _FRESH_UP_TO:
-        sigma, _ = transport.assign(V, identity, force=True)
+    if block.distance.is_certified:
+        sigma = block.distance.assignment
+    elif block.m <= _FRESH_UP_TO:
+        sigma, _ = transport.assign(V, transport.start(W, block.classes), force=True)
+    else:
+        identity = transport.start(W, block.classes)
+        return identity.sigma if transport.is_certified(V, identity) else None
+    if sigma is not None and transport.is_tied(V, W, sigma):
+        return torch.arange(block.m)
     return sigma

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from torch_wprox.proof import UNPROVED, Anchor, Proof, initial_proof, moved_rows, recheck
+from torch_wprox.proof import UNPROVED, Anchor, Proof, initial_proof, moved_rows, recheck, tolerance
 from torch_wprox.repair import bijection, repaired
 from torch_wprox.report import TransportCounts
 
@@ -37,6 +37,11 @@ Integers = NDArray[np.int64]
 LARGEST_EXACT = 20_000
 """Particles of a class above which no exact problem is solved: BSP-OT gives an upper bound."""
 
+# A class of this many particles is solved in less time than prices take to find. These are for
+# assignments that stay: balls may prove them from then on.
+_SMALL = 64
+# Solves in a row without a change before prices are looked for; doubled when they proved nothing.
+_STAYS = (4, 64)
 # A repair is idle when it lowers W2^2 by less than this share.
 _IDLE = 0.05
 
@@ -50,7 +55,9 @@ class ClassState:
         anchor: Their anchors, centred.
         proof: Assignment, prices and balls.
         hold: Evaluations for which the assignment is kept before it is checked again.
-        patience: Evaluations for which it is kept after the next repair.
+        patience: Evaluations for which it is kept after the next repair; of a small class: solves
+            without a change after which prices are looked for.
+        stayed: Solves of a small class without a change.
         certified: Whether the assignment is proved optimal for the last V.
     """
 
@@ -59,6 +66,7 @@ class ClassState:
     proof: Proof
     hold: int = 0
     patience: int = 0
+    stayed: int = 0
     certified: bool = True
 
 
@@ -175,6 +183,19 @@ def is_certified(V: Tensor, state: TransportState) -> bool:
     )
 
 
+def is_tied(V: Tensor, W: Tensor, sigma: Tensor) -> bool:
+    """Return whether the identity costs no more than ``sigma`` (m,), to rounding.
+
+    Args:
+        V: (m, D).
+        W: (m, D).
+        sigma: An optimal assignment.
+    """
+    X, anchor = centred(as_float64(V)), Anchor(as_float64(W))
+    gain = (X * (anchor.W[sigma.cpu().numpy()] - anchor.W)).sum()
+    return bool(gain <= len(X) * tolerance(anchor, X))
+
+
 def as_float64(points: Tensor) -> Floats:
     """Return a (m, D) tensor as a float64 array on the CPU, without a copy where it is one."""
     return points.detach().to("cpu", torch.float64).numpy()
@@ -203,29 +224,40 @@ def class_rows(classes: Tensor | None, m: int) -> list[slice | Integers]:
 def _assign_class(
     points: Floats, part: ClassState, force: bool
 ) -> tuple[ClassState, TransportCounts]:
-    """Prove, hold or repair the assignment of one class; ``points`` are its rows of V."""
-    V, anchor, proof = centred(points), part.anchor, part.proof
-    out = moved_rows(proof, V)
-    if not len(out):
+    """Prove, hold or repair the assignment of one class; ``points`` are its rows of V.
+
+    ``force`` is for the end of a step: it holds nothing, and looks for no prices.
+    """
+    anchor, proof = part.anchor, part.proof
+    if part.hold > 0 and not force:
+        return replace(part, hold=part.hold - 1, certified=False), TransportCounts()
+    V = centred(points)
+    unproved = bool((proof.radii_sq[:1] == UNPROVED).any())
+    out = None if unproved else moved_rows(proof, V)
+    if out is not None and not len(out):
         kept = part if part.certified else replace(part, certified=True)
         return kept, TransportCounts(certified=1)
-    holding = part.hold > 0 and not force
-    if holding or not np.isfinite(V).all():
-        return replace(part, hold=part.hold - 1, certified=False), TransportCounts()
-    unproved = proof.radii_sq[0] == UNPROVED
-    checked = None if unproved else _checked(anchor, proof, V, out)
+    if not np.isfinite(V).all():
+        return replace(part, certified=False), TransportCounts()
+    checked = None if out is None else _checked(anchor, proof, V, out)
     if checked is not None:
-        return replace(part, proof=checked, hold=0, certified=True), TransportCounts(certified=1)
+        return replace(part, proof=checked, certified=True), TransportCounts(certified=1)
+    if len(V) <= _SMALL:
+        return _solved(part, V, was_proved=not unproved), TransportCounts(solved=1)
     large = len(V) > LARGEST_EXACT
-    found = (bijection if large else repaired)(anchor, proof, V)
-    least, most = _patience(len(V))
-    gained = _cost(V, anchor.W, proof.sigma) - _cost(V, anchor.W, found.sigma)
-    is_idle = gained < _IDLE * _cost(V, anchor.W, found.sigma)
-    patience = min(2 * part.patience + 1, most) if is_idle else least
-    return (
-        replace(part, proof=found, hold=patience, patience=patience, certified=not large),
-        TransportCounts(repaired=1),
-    )
+    found = bijection(anchor, proof, V) if large else repaired(anchor, proof, V, prove=not force)
+    patience = _patience_after(part, found, V)
+    settled = replace(part, proof=found, hold=patience, patience=patience, certified=not large)
+    return settled, TransportCounts(repaired=1)
+
+
+def _solved(part: ClassState, V: Floats, *, was_proved: bool) -> ClassState:
+    """Solve a small class at V (m, D), with prices if its assignment seems to stay."""
+    patience = min(2 * part.patience, _STAYS[1]) if was_proved else part.patience
+    stayed = 0 if was_proved else part.stayed
+    found = repaired(part.anchor, part.proof, V, prove=stayed >= patience)
+    stayed = stayed + 1 if found.sigma is part.proof.sigma else 0
+    return replace(part, proof=found, patience=patience, stayed=stayed, certified=True)
 
 
 def _all_balls(parts: list[ClassState], V: Floats) -> tuple[Floats, Floats] | None:
@@ -269,9 +301,16 @@ def _checked(anchor: Anchor, proof: Proof, V: Floats, out: Integers | None = Non
 def _patience(m: int) -> tuple[int, int]:
     """Return for how many evaluations a repaired assignment of m particles is kept: least and most.
 
-    A repair costs O(m^2) and more, an evaluation of the network O(m). Up to fifty particles every
-    evaluation gets its own assignment; above, one in m/25, and fewer while repairs gain little:
-    twice as long after each idle one, up to m/12 evaluations. A thousand evaluations then end
-    within 1 % of the objective that fresh assignments reach (benchmarks/cost.py).
+    A repair costs O(m^2) and more, an evaluation of the network O(m). Small classes get their own
+    assignment at every evaluation; above, one in m/12 does, and one in m/8 while repairs gain
+    little. A thousand evaluations then end within 1 % of the objective that fresh assignments
+    reach (benchmarks/cost.py).
     """
-    return (min(m // 25 - 1, 39), m // 12 - 1) if m >= 50 else (0, 0)
+    return _STAYS if m <= _SMALL else (m // 12 - 1, m // 8 - 1)
+
+
+def _patience_after(part: ClassState, found: Proof, V: Floats) -> int:
+    """Return for how many evaluations the assignment ``found`` at V (m, D) is kept."""
+    least, most = _patience(len(V))
+    before, now = (_cost(V, part.anchor.W, sigma) for sigma in (part.proof.sigma, found.sigma))
+    return min(2 * part.patience + 1, most) if before - now < _IDLE * now else least
