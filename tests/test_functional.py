@@ -210,3 +210,18 @@ def test_distances_of_a_million_particles_keep_their_digits_in_float32() -> None
     found = mean_squared(V, torch.zeros_like(V)).value.item()
     exact = V.double().square().sum(1).mean().item()
     assert found == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["gd", "bfgs", "lbfgs"])
+def test_convergence_is_that_of_the_true_objective_where_assignments_are_held(solver: str) -> None:
+    # F = (c/2)|V - T|^2, kappa = 1/(m gamma): at the best V for sigma, P is
+    # c kappa/(2 (c + kappa)) |T - W_sigma|^2, so that sigma is optimal between T and W. The solver
+    # converges in a few evaluations, while a class of 200 particles keeps the identity.
+    m, c, gamma = 200, 1.0, 1.0
+    W, T = cloud(m, 2, 70), cloud(m, 2, 71)
+    kappa = 1.0 / (m * gamma)
+    _, report = prox(lambda V: 0.5 * c * (V - T).square().sum(), W, gamma, solver=solver)
+    expected = c * kappa / (2 * (c + kappa)) * m * wasserstein_sq(T, W).item()
+    assert report.status is Status.CONVERGED
+    assert report.objective == pytest.approx(expected, rel=1e-6)
+    assert report.residual <= 1e-4

@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from torch_wprox import transport
+from torch_wprox.coarse import coarse_prices
 from torch_wprox.transport import assign, is_certified, solve, start
 
 M = 24
@@ -49,7 +51,7 @@ def rotation(angle: float) -> Tensor:
     return torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
 
 
-def hard_cases() -> dict[str, tuple[Tensor, Tensor]]:
+def hard_cases(M: int = 24) -> dict[str, tuple[Tensor, Tensor]]:
     W = cloud(M, 2, 0)
     twice = cloud(M // 2, 2, 1).repeat(2, 1)
     pairs = torch.cat([W[: M // 2], W[: M // 2] + 1e-9])
@@ -96,6 +98,32 @@ def test_assignment_is_optimal_on_hard_case(name: str) -> None:
     again, state = assign(V, state)
     assert again is sigma
     assert_optimal(V, W, solve(V, W, None))
+
+
+@pytest.mark.parametrize("name", hard_cases())
+def test_a_large_class_is_optimal_on_hard_case_from_any_prices(name: str) -> None:
+    V, W = hard_cases(320)[name]
+    _, state = assign(-3.0 * V.flip(0), start(W, None), force=True)  # prices from far away
+    sigma, state = assign(V, state, force=True)
+    assert state.certified
+    assert_optimal(V, W, sigma)
+    assert_optimal(V, W, assign(V, start(W, None), force=True)[0])
+
+
+@pytest.mark.parametrize("D", [1, 2, 3])
+def test_coarse_prices_are_nearer_to_the_optimum_than_those_from_far_away(D: int) -> None:
+    # The dual value of prices, sum_i min_j R_ij - sum_j p_j, is at most minus the optimum.
+    m = 800
+    W, V = cloud(m, D, 60).numpy(), cloud(m, D, 61).pow(3).numpy()
+    old = 0.5 * (W * W).sum(1)
+
+    def dual(prices: NDArray[np.float64]) -> float:
+        return float((prices - V @ W.T).min(1).sum() - prices.sum())
+
+    optimum = -float((V * W[solve(torch.from_numpy(V), torch.from_numpy(W), None)]).sum())
+    coarse = coarse_prices(V, W, np.arange(m), old)
+    assert dual(coarse) <= optimum + 1e-9
+    assert optimum - dual(coarse) < 0.2 * (optimum - dual(old))
 
 
 @pytest.mark.parametrize(
@@ -182,10 +210,19 @@ def test_classes_of_any_size_and_order_are_solved_apart(
 def test_large_classes_are_held_a_few_evaluations_and_settle_exactly() -> None:
     m = 400
     W, V = cloud(m, 2, 20), cloud(m, 2, 21)
-    sigma, state = assign(V, start(W, None))
+    identity = start(W, None)
+    sigma, state = assign(V, identity)
+    assert sigma is identity.sigma
+    assert not state.certified
+    held = 1
+    while sigma is identity.sigma:
+        sigma, state = assign(V, state)
+        held += 1
+    assert 5 < held < 20
     assert state.certified
-    held, state = assign(V + 0.5 * cloud(m, 2, 22), state)
-    assert held is sigma
+    assert_optimal(V, W, sigma)
+    again, state = assign(V + 0.5 * cloud(m, 2, 22), state)
+    assert again is sigma
     assert not state.certified
     end = V + cloud(m, 2, 23)
     sigma, state = assign(end, state, force=True)
@@ -224,7 +261,7 @@ def test_above_the_exact_size_the_bijection_is_an_upper_bound_and_never_called_e
     monkeypatch.setattr(transport, "LARGEST_EXACT", 100)
     m = 500
     W, V = cloud(m, 3, 40), cloud(m, 3, 41)
-    sigma, state = assign(V, start(W, None))
+    sigma, state = assign(V, start(W, None), force=True)
     assert not state.certified
     assert torch.equal(sigma.sort().values, torch.arange(m))
     exact = scipys_cost(V, W)

@@ -121,6 +121,8 @@ class Objective:
         length: Step length of gradient descent on F that suited the last step; None: unknown.
 
     Attributes:
+        start: The evaluation at the anchor.
+        begin: Where a solver begins: the start, or the best point with its assignment renewed.
         best: The lowest finite evaluation so far; the step returns it.
         last: The evaluation at which the closure ran last, None if it ran elsewhere since.
         bound: What a global solver proved.
@@ -148,7 +150,7 @@ class Objective:
         self._agree = agree
         self._rounding = 8 * torch.finfo(anchor.dtype).eps
         self._charted = any(block.chart is not None for block in blocks)
-        self.start = self._assess(anchor, anchor, loss, grad)
+        self.start = self.begin = self._assess(anchor, anchor, loss, grad)
         self.best = self.start
         self._lowest = self.start.value
         self.last: Evaluation | None = self.start
@@ -175,8 +177,12 @@ class Objective:
             return v
         return joined([b.project(b.of(v)).reshape(-1) for b in self.blocks])
 
-    def evaluate(self, v: Tensor) -> Evaluation:
+    def evaluate(self, v: Tensor, *, settled: bool = False) -> Evaluation:
         """Evaluate P at ``v`` (N,) by one run of the closure.
+
+        Args:
+            v: The point, (N,).
+            settled: Whether the distances are those of fresh assignments, held ones being too long.
 
         Raises:
             BudgetExhausted: ``max_eval`` is used up; nothing was evaluated.
@@ -184,12 +190,28 @@ class Objective:
         self.count_evaluation()
         x = self.project(v)
         loss, grad = self._loss_and_grad(x)
-        evaluation = self._assess(v, x, loss, grad)
+        evaluation = self._assess(v, x, loss, grad, settled=settled)
         self.last = evaluation
         if self._is_better(evaluation):
             self.best = evaluation
         self._lowest = min(self._lowest, evaluation.value)
         return evaluation
+
+    def renew(self) -> bool:
+        """Assign anew at the best point; return whether P is lower there, so that solving goes on.
+
+        A solver that converged while an assignment was held has minimised an upper bound of P.
+        """
+        assigns = any(b.distance.assignment is not None for b in self.blocks)
+        if self.evaluations_left < 2 or not assigns:
+            return False
+        x = self.project(self.best.point)
+        distances = [b.distance.settle(b.of(x)).value.item() / (2 * b.gamma) for b in self.blocks]
+        value = self.best.loss + sum(distances)
+        if value >= self.best.value or self.equals(value, self.best.value):
+            return False
+        self.begin = self.evaluate(self.best.point)
+        return True
 
     def distance_hessian(self) -> Tensor:
         """Return the diagonal of the distance term's Hessian, (N,): 1/(m gamma) if quadratic."""
@@ -235,7 +257,9 @@ class Objective:
             parts.append(b.project(u).reshape(-1))
         return joined(parts)
 
-    def _assess(self, v: Tensor, x: Tensor, loss: Tensor, grad: Tensor) -> Evaluation:
+    def _assess(
+        self, v: Tensor, x: Tensor, loss: Tensor, grad: Tensor, *, settled: bool = False
+    ) -> Evaluation:
         """Add decay and distances to the closure's loss and gradient at ``x = project(v)``."""
         # (weight, 0-d tensor): F is the sum of the first kind, P of both.
         loss_terms, distance_terms = [(1.0, loss)], []
@@ -245,7 +269,7 @@ class Objective:
             if b.weight_decay:
                 g = g + b.weight_decay * V
                 loss_terms.append((0.5 * b.weight_decay, (V * V).sum()))
-            d = b.distance.evaluate(V)
+            d = b.distance.settle(V) if settled else b.distance.evaluate(V)
             distance_terms.append((0.5 / b.gamma, d.value))
             p = torch.add(g, d.gradient, alpha=0.5 / b.gamma)
             if b.chart is not None:

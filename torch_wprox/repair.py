@@ -32,10 +32,13 @@ def repaired(anchor: Anchor, proof: Proof, V: Floats, *, prove: bool = True) -> 
     """
     prices, R = proof.prices, reduced_costs(V, anchor.W, proof.prices)
     rows, old = np.arange(len(V)), proof.sigma
-    is_far = len(V) > COARSENED and R[rows, old].sum() > (V * V).sum() / len(V)
+    gap = R[rows, old].sum()  # between the cost of the old assignment and the value of its prices
+    is_far = len(V) > COARSENED and gap > (V * V).sum() / len(V)
     if is_far:
-        prices = coarse_prices(V, anchor.W, old, prices)
-        R = reduced_costs(V, anchor.W, prices)
+        coarse = coarse_prices(V, anchor.W, old, prices)
+        other = reduced_costs(V, anchor.W, coarse)
+        if other[rows, old].sum() < gap:
+            prices, R = coarse, other
     sigma: Integers = linear_sum_assignment(R)[1]
     changed = (sigma != old).any()
     if not changed or (R[rows, old] - R[rows, sigma]).sum() <= len(V) * tolerance(anchor, V):

@@ -16,6 +16,8 @@ from torch_wprox.solvers import Solver, Stopping
 
 # A fresh exact assignment for the report costs seconds above this many particles.
 _FRESH_UP_TO = 2000
+# The solver ended on its own, perhaps under an assignment that was held too long.
+_ENDED = (Status.CONVERGED, Status.INEXACT, Status.STALLED)
 
 
 def minimized(
@@ -32,6 +34,8 @@ def minimized(
     if objective.evaluations_left <= 0:
         return Status.NO_MOVE, memory
     status, memory = solver.minimize(objective, stopping, memory)
+    while status in _ENDED and objective.renew():
+        status, memory = solver.minimize(objective, stopping, memory)
     known = all(b.distance.is_quadratic for b in objective.blocks)
     return status, memory if known else None
 

@@ -13,6 +13,9 @@ proof for free, p = |W|^2/2. From there on an assignment is proved again as chea
 2. rows that left their ball are checked against all anchors: O(k m D) for k rows;
 3. only when a row fails is an assignment problem solved, warm: see :mod:`torch_wprox.repair`.
 
+Small classes are solved where that is quicker than a check; those of hundreds of particles keep
+their assignment for a number of evaluations, and the end of the step settles what was kept.
+
 A translation of V changes no assignment, so V is centred before the balls are checked. Everything
 is float64 on the CPU, whatever the parameters are.
 """
@@ -107,7 +110,8 @@ def start(W: Tensor, classes: Tensor | None) -> TransportState:
     for rows in class_rows(classes, len(points)):
         anchor = Anchor(points[rows])
         least, _ = _patience(len(anchor.W))
-        parts.append(ClassState(rows, anchor, initial_proof(anchor), patience=least))
+        hold = 0 if len(anchor.W) <= _SMALL else least // 4  # the identity is good at first
+        parts.append(ClassState(rows, anchor, initial_proof(anchor), hold, patience=least))
     balls = _all_balls(parts, points)
     return TransportState(torch.arange(len(points)), classes, tuple(parts), balls=balls)
 
@@ -237,6 +241,8 @@ def _assign_class(
     if out is not None and not len(out):
         kept = part if part.certified else replace(part, certified=True)
         return kept, TransportCounts(certified=1)
+    if unproved and part.certified and np.array_equal(V, proof.points):
+        return part, TransportCounts(certified=1)  # solved at this very point
     if not np.isfinite(V).all():
         return replace(part, certified=False), TransportCounts()
     checked = None if out is None else _checked(anchor, proof, V, out)
@@ -303,10 +309,10 @@ def _patience(m: int) -> tuple[int, int]:
 
     A repair costs O(m^2) and more, an evaluation of the network O(m). Small classes get their own
     assignment at every evaluation; above, one in m/12 does, and one in m/8 while repairs gain
-    little. A thousand evaluations then end within 1 % of the objective that fresh assignments
-    reach (benchmarks/cost.py).
+    little (at least one in 80 and 120). A thousand evaluations then end within 1 % of the
+    objective that fresh assignments reach (benchmarks/cost.py).
     """
-    return _STAYS if m <= _SMALL else (m // 12 - 1, m // 8 - 1)
+    return _STAYS if m <= _SMALL else (min(m // 12, 80) - 1, min(m // 8, 120) - 1)
 
 
 def _patience_after(part: ClassState, found: Proof, V: Floats) -> int:

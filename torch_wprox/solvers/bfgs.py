@@ -42,7 +42,7 @@ class BFGS:
         self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None
     ) -> tuple[Status, dict[str, Any] | None]:
         """Descend until a rule of ``stopping`` holds, the budget ends or no direction descends."""
-        current, stagnation = objective.start, Stagnation(objective)
+        current, stagnation = objective.begin, Stagnation(objective)
         pairs = CurvaturePairs(self.remember)
         H: Tensor | None = None
         for s, y in pairs.recall(memory, objective):

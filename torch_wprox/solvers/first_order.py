@@ -56,7 +56,7 @@ class GradientDescent:
             eta = float(memory["eta"])
         else:
             eta = min(eta, objective.length or 1.0 / max(objective.start.residual, 1e-300))
-        current = objective.start
+        current = objective.begin
         try:
             while (status := stopping.check(objective, current)) is None:
                 found = self._backtrack(objective, current, eta, _SHORTEST * scale)
@@ -66,7 +66,7 @@ class GradientDescent:
                 eta *= self.growth
         except BudgetExhausted:
             status = Status.MAX_EVAL
-        return status, None if current is objective.start else {"eta": eta}
+        return status, None if current is objective.begin else {"eta": eta}
 
     def _backtrack(
         self, objective: Objective, current: Evaluation, eta: float, shortest: float

@@ -135,7 +135,7 @@ class Global:
             tolerance_gap=self.tolerance_gap,
             precision=oracle.precision,
             seed=self.seed,
-            evaluate=lambda x: objective.evaluate(problem.assemble(x)).value,
+            evaluate=lambda x: objective.evaluate(problem.assemble(x), settled=True).value,
         )
         gap = objective.best.value - bounded.lower_bound
         if gap > self.tolerance_gap * abs(bounded.lower_bound):

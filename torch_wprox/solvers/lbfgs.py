@@ -133,7 +133,7 @@ class LBFGS:
         self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None
     ) -> tuple[Status, dict[str, Any] | None]:
         """Descend until a rule of ``stopping`` holds, the budget ends or no direction descends."""
-        current, stagnation = objective.start, Stagnation(objective)
+        current, stagnation = objective.begin, Stagnation(objective)
         most = self.history or _history_of(len(current.point))
         kept = CurvaturePairs(most)
         pairs = Pairs(current.point, most)

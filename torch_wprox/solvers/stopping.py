@@ -61,7 +61,7 @@ class Stagnation:
         self._objective = objective
         self._patience = patience
         self._idle = 0
-        self._least = objective.start.residual
+        self._least = objective.begin.residual
 
     def reached(self, before: Evaluation, after: Evaluation) -> bool:
         """Note one iteration from ``before`` to ``after``; return whether it was one too many."""

@@ -57,10 +57,10 @@ class FirstOrder:
         self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None
     ) -> tuple[Status, dict[str, Any] | None]:
         """Iterate until a rule of ``stopping`` holds, the budget ends or P is not finite."""
-        v = objective.anchor.clone().requires_grad_()
+        v = objective.begin.point.clone().requires_grad_()
         inner = self.optimizer([v], **self.options)
         first, budget = inner.param_groups[0]["lr"], objective.evaluations_left
-        current = objective.start
+        current = objective.begin
         if self.capped:
             first = min(first, float(current.grad.abs().max()) / objective.curvature)
         try:
