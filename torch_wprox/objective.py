@@ -207,7 +207,9 @@ class Objective:
             return False
         x = self.project(self.best.point)
         distances = [b.distance.settle(b.of(x)).value.item() / (2 * b.gamma) for b in self.blocks]
-        value = self.best.loss + sum(distances)
+        value = self._agree(
+            torch.tensor(self.best.loss + sum(distances), dtype=torch.float64)
+        ).item()
         if value >= self.best.value or self.equals(value, self.best.value):
             return False
         self.begin = self.evaluate(self.best.point)
