@@ -66,7 +66,9 @@ def test_recalled_pairs_are_those_of_the_new_prox_objective() -> None:
     memory = {"steps": steps, "differences": 2 * steps}
     objective = mock.Mock()
     objective.distance_hessian.return_value = torch.full((4,), 0.5, dtype=torch.float64)
-    for s, y in CurvaturePairs(20).recall(memory, objective):
+    recalled_pairs = CurvaturePairs(20).recall(memory, objective)
+    assert recalled_pairs is not None
+    for s, y in zip(*recalled_pairs, strict=True):
         assert torch.allclose(y, 2.5 * s)
 
 

@@ -8,7 +8,7 @@ from conftest import closure_of, sinus_data, sinus_layer
 from torch_wprox import FrobeniusProx, Status, WassersteinProx, prox
 from torch_wprox.solvers import BFGS, LBFGS, WeakWolfe
 from torch_wprox.solvers.bfgs import updated
-from torch_wprox.solvers.lbfgs import Pairs
+from torch_wprox.solvers.compact import Pairs
 
 
 def pairs(k: int, N: int, seed: int = 0) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
@@ -50,6 +50,21 @@ def test_the_compact_form_is_the_dense_recursion_from_its_scaled_identity(k: int
         H = updated(H, s, y)
     g = torch.arange(8.0, dtype=torch.float64)
     assert torch.allclose(compact.times(g), H @ g, rtol=1e-10)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_the_dense_compact_form_is_the_recursion_of_bfgs(k: int) -> None:
+    _, made = pairs(k, 8)
+    compact, H = Pairs(made[0][0], k), None
+    for s, y in made:
+        compact.append(s, y)
+        H = updated(H, s, y)
+    assert torch.allclose(compact.dense(), H, rtol=1e-9, atol=1e-12)
+    S, Y = (torch.stack(vectors) for vectors in zip(*made, strict=True))
+    at_once = Pairs(made[0][0], k)
+    at_once.replace(torch.cat([-S[:1], S]), torch.cat([Y[:1], Y]))  # one without curvature
+    for name in ("S", "Y", "SY", "YY"):
+        assert torch.allclose(getattr(at_once, name), getattr(compact, name))
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])

@@ -236,8 +236,8 @@ def test_is_certified_proves_only_what_is_true() -> None:
     assert is_certified(W + 5.0, identity)
     assert not is_certified(-W, identity)
     state = identity
-    for _ in range(20):  # a small class gets new prices when its assignment stays
-        _, state = assign(-W, state)
+    for k in range(20):  # a small class gets new prices when its assignment stays
+        _, state = assign(-(1 + 1e-6 * k) * W, state)
     assert is_certified(-W, state)
     assert not is_certified(W, state)
     solved = state.counts.solved

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torch_wprox.objective import BudgetExhausted, Evaluation, Objective
 from torch_wprox.report import Status
+from torch_wprox.solvers.compact import Pairs
 from torch_wprox.solvers.line_search import WeakWolfe
 from torch_wprox.solvers.memory import CurvaturePairs
 from torch_wprox.solvers.stopping import Stagnation, Stopping
@@ -44,9 +45,7 @@ class BFGS:
         """Descend until a rule of ``stopping`` holds, the budget ends or no direction descends."""
         current, stagnation = objective.begin, Stagnation(objective)
         pairs = CurvaturePairs(self.remember)
-        H: Tensor | None = None
-        for s, y in pairs.recall(memory, objective):
-            H = updated(H, s, y)
+        H = _recalled(pairs.recall(memory, objective))
         try:
             while (status := stopping.check(objective, current)) is None:
                 direction = (
@@ -80,6 +79,15 @@ def first_step(objective: Objective, current: Evaluation) -> float:
     if objective.length is not None:
         return 1.0 / (1.0 / objective.length + objective.curvature)
     return min(1.0 / objective.curvature, 1.0 / max(current.residual, 1e-300))
+
+
+def _recalled(kept: tuple[Tensor, Tensor] | None) -> Tensor | None:
+    """Return H after pairs (k, N), as :func:`updated` makes it one by one; None without any."""
+    if kept is None:
+        return None
+    pairs = Pairs(kept[0][0], len(kept[0]))
+    pairs.replace(*kept)
+    return pairs.dense() if len(pairs) else None
 
 
 def updated(H: Tensor | None, s: Tensor, y: Tensor) -> Tensor | None:

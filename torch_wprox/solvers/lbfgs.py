@@ -5,104 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from torch_wprox.objective import BudgetExhausted, Objective
 from torch_wprox.report import Status
 from torch_wprox.solvers.bfgs import first_step
+from torch_wprox.solvers.compact import Pairs
 from torch_wprox.solvers.line_search import WeakWolfe
 from torch_wprox.solvers.memory import CurvaturePairs
 from torch_wprox.solvers.stopping import Stagnation, Stopping
-
-
-class Pairs:
-    """The last k steps s and gradient differences y, and the products the compact form needs.
-
-    They are windows into buffers of twice their size, so that a pair is written once and moved
-    once, when the window reaches the end: appending costs O(N), not a copy of all pairs.
-
-    Args:
-        like: A vector (N,) like those to come.
-        most: Largest k.
-    """
-
-    def __init__(self, like: Tensor, most: int) -> None:
-        self._most, self._first, self._end = most, 0, 0
-        self._S, self._Y = like.new_empty(2 * most, len(like)), like.new_empty(2 * most, len(like))
-        self._SY, self._YY = (like.new_empty(2 * most, 2 * most) for _ in range(2))
-
-    def __len__(self) -> int:
-        return self._end - self._first
-
-    @property
-    def S(self) -> Tensor:
-        """The steps, (k, N), oldest first."""
-        return self._S[self._first : self._end]
-
-    @property
-    def Y(self) -> Tensor:
-        """The differences of gradients, (k, N)."""
-        return self._Y[self._first : self._end]
-
-    @property
-    def SY(self) -> Tensor:
-        """S Y^T, (k, k)."""
-        return self._SY[self._first : self._end, self._first : self._end]
-
-    @property
-    def YY(self) -> Tensor:
-        """Y Y^T, (k, k)."""
-        return self._YY[self._first : self._end, self._first : self._end]
-
-    def append(self, s: Tensor, y: Tensor) -> None:
-        """Put ``s, y`` (N,) at the end; the oldest pair goes when there are too many.
-
-        A pair without positive curvature is left out: H must stay positive definite.
-        """
-        if not torch.dot(s, y) > 1e-14 * torch.linalg.vector_norm(s) * torch.linalg.vector_norm(y):
-            return
-        if len(self) == self._most:
-            self._first += 1
-        if self._end == 2 * self._most:
-            self._to_front()
-        at = self._end
-        self._end += 1
-        self._S[at], self._Y[at] = s, y
-        window = slice(self._first, self._end)
-        self._SY[window, at], self._SY[at, window] = self.S @ y, self.Y @ s
-        self._YY[window, at] = self._YY[at, window] = self.Y @ y
-
-    def _to_front(self) -> None:
-        k = len(self)
-        # No overlap: the window, shorter than `most`, is at the end of 2 `most` rows.
-        self._S[:k], self._Y[:k] = self.S, self.Y
-        self._SY[:k, :k], self._YY[:k, :k] = self.SY, self.YY
-        self._first, self._end = 0, k
-
-    def clear(self) -> None:
-        """Forget all pairs."""
-        self._first = self._end = 0
-
-    def times(self, g: Tensor) -> Tensor:
-        """Return H g, (N,).
-
-        With R the upper triangle of S Y^T, D its diagonal and c the largest <s, y>/<y, y>,
-
-            H g = c g + S^T R^-T (D + c Y Y^T) R^-1 S g - S^T R^-T c Y g - c Y^T R^-1 S g
-
-        (Byrd, Nocedal & Schnabel 1994, theorem 2.2). The usual c, that of the last pair, nearly
-        vanishes where that pair crossed a kink, and all directions that the pairs do not span with
-        it: on functions with kinks it can even stop far from a minimum (Asl & Overton 2020).
-        """
-        S, Y, SY, YY = self.S, self.Y, self.SY, self.YY
-        c = (SY.diagonal() / YY.diagonal()).max()
-        R = SY.triu()
-        q = torch.linalg.solve_triangular(R, (S @ g)[:, None], upper=True)
-        inner = SY.diagonal()[:, None] * q + c * (YY @ q) - c * (Y @ g)[:, None]
-        p = torch.linalg.solve_triangular(R.T, inner, upper=False)
-        Hg: Tensor = c * g + p[:, 0] @ S - (c * q[:, 0]) @ Y
-        return Hg
 
 
 @dataclass(frozen=True)
@@ -137,8 +46,8 @@ class LBFGS:
         most = self.history or _history_of(len(current.point))
         kept = CurvaturePairs(most)
         pairs = Pairs(current.point, most)
-        for s, y in kept.recall(memory, objective):
-            pairs.append(s, y)
+        if (recalled := kept.recall(memory, objective)) is not None:
+            pairs.replace(*recalled)
         try:
             while (status := stopping.check(objective, current)) is None:
                 if len(pairs):

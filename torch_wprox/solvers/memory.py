@@ -38,10 +38,11 @@ class CurvaturePairs:
 
     def recall(
         self, memory: dict[str, Any] | None, objective: Objective
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Take over the pairs of the last step; return them as pairs of this objective."""
+    ) -> tuple[Tensor, Tensor] | None:
+        """Take over the pairs of the last step; return them as pairs (k, N) of this objective."""
         if memory is None:
-            return []
-        self._pairs.extend(zip(memory["steps"], memory["differences"], strict=True))
-        kappa = objective.distance_hessian()
-        return [(s, y + kappa * s) for s, y in self._pairs]
+            return None
+        first = max(0, len(memory["steps"]) - (self._pairs.maxlen or 0))
+        steps, differences = memory["steps"][first:], memory["differences"][first:]
+        self._pairs.extend(zip(steps, differences, strict=True))
+        return steps, differences + objective.distance_hessian() * steps
