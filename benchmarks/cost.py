@@ -181,7 +181,7 @@ def quality_of_holding(gamma: float, evaluations: int = 1000) -> tuple[float, fl
     """The objective with the assignment held, and with a fresh one at every evaluation."""
     case = Case(1000, 2, 100, gamma)
     found = []
-    for patience in (None, lambda m: (0, 0) if m > transport._SMALL else transport._STAYS):
+    for patience in (None, lambda _: (0, 0)):
         layer, closure = problem(case)
         opt = WassersteinProx(layer.parameters(), gamma, max_eval=evaluations)
         held = patience or transport._patience

@@ -231,19 +231,15 @@ def test_large_classes_are_held_a_few_evaluations_and_settle_exactly() -> None:
 
 
 def test_is_certified_proves_only_what_is_true() -> None:
-    W = cloud(M, 2, 30)
+    W = cloud(100, 2, 30)
     identity = start(W, None)
     assert is_certified(W + 5.0, identity)
     assert not is_certified(-W, identity)
-    state = identity
-    for k in range(20):  # a small class gets new prices when its assignment stays
-        _, state = assign(-(1 + 1e-6 * k) * W, state)
-    assert is_certified(-W, state)
+    V, state = W + 0.02 * cloud(100, 2, 31), identity
+    while state.counts.repaired == 0:  # the identity is held at first
+        _, state = assign(V, state)
+    assert is_certified(V, state)
     assert not is_certified(W, state)
-    solved = state.counts.solved
-    near, state = assign(-W + 1e-9, state)
-    assert state.counts.solved == solved  # and the balls hold again
-    assert_optimal(-W + 1e-9, W, near)
 
 
 def test_a_point_that_is_not_finite_keeps_the_assignment_unproved() -> None:

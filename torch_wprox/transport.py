@@ -40,11 +40,8 @@ Integers = NDArray[np.int64]
 LARGEST_EXACT = 20_000
 """Particles of a class above which no exact problem is solved: BSP-OT gives an upper bound."""
 
-# A class of this many particles is solved in less time than prices take to find. These are for
-# assignments that stay: balls may prove them from then on.
+# A class of this many particles is solved in the time of a check: no prices are looked for.
 _SMALL = 64
-# Solves in a row without a change before prices are looked for; doubled when they proved nothing.
-_STAYS = (4, 64)
 # A repair is idle when it lowers W2^2 by less than this share.
 _IDLE = 0.05
 
@@ -58,9 +55,7 @@ class ClassState:
         anchor: Their anchors, centred.
         proof: Assignment, prices and balls.
         hold: Evaluations for which the assignment is kept before it is checked again.
-        patience: Evaluations for which it is kept after the next repair; of a small class: solves
-            without a change after which prices are looked for.
-        stayed: Solves of a small class without a change.
+        patience: Evaluations for which it is kept after the next repair.
         certified: Whether the assignment is proved optimal for the last V.
     """
 
@@ -69,7 +64,6 @@ class ClassState:
     proof: Proof
     hold: int = 0
     patience: int = 0
-    stayed: int = 0
     certified: bool = True
 
 
@@ -110,8 +104,8 @@ def start(W: Tensor, classes: Tensor | None) -> TransportState:
     for rows in class_rows(classes, len(points)):
         anchor = Anchor(points[rows])
         least, _ = _patience(len(anchor.W))
-        hold = 0 if len(anchor.W) <= _SMALL else least // 4  # the identity is good at first
-        parts.append(ClassState(rows, anchor, initial_proof(anchor), hold, patience=least))
+        # The identity is good at first: a quarter of the patience that comes after.
+        parts.append(ClassState(rows, anchor, initial_proof(anchor), least // 4, least))
     balls = _all_balls(parts, points)
     return TransportState(torch.arange(len(points)), classes, tuple(parts), balls=balls)
 
@@ -249,21 +243,13 @@ def _assign_class(
     if checked is not None:
         return replace(part, proof=checked, certified=True), TransportCounts(certified=1)
     if len(V) <= _SMALL:
-        return _solved(part, V, was_proved=not unproved), TransportCounts(solved=1)
+        found = repaired(anchor, proof, V, prove=False)
+        return replace(part, proof=found, certified=True), TransportCounts(solved=1)
     large = len(V) > LARGEST_EXACT
     found = bijection(anchor, proof, V) if large else repaired(anchor, proof, V, prove=not force)
     patience = _patience_after(part, found, V)
     settled = replace(part, proof=found, hold=patience, patience=patience, certified=not large)
     return settled, TransportCounts(repaired=1)
-
-
-def _solved(part: ClassState, V: Floats, *, was_proved: bool) -> ClassState:
-    """Solve a small class at V (m, D), with prices if its assignment seems to stay."""
-    patience = min(2 * part.patience, _STAYS[1]) if was_proved else part.patience
-    stayed = 0 if was_proved else part.stayed
-    found = repaired(part.anchor, part.proof, V, prove=stayed >= patience)
-    stayed = stayed + 1 if found.sigma is part.proof.sigma else 0
-    return replace(part, proof=found, patience=patience, stayed=stayed, certified=True)
 
 
 def _all_balls(parts: list[ClassState], V: Floats) -> tuple[Floats, Floats] | None:
@@ -312,7 +298,7 @@ def _patience(m: int) -> tuple[int, int]:
     little (at least one in 80 and 120). A thousand evaluations then end within 1 % of the
     objective that fresh assignments reach (benchmarks/cost.py).
     """
-    return _STAYS if m <= _SMALL else (min(m // 12, 80) - 1, min(m // 8, 120) - 1)
+    return (0, 0) if m <= _SMALL else (min(m // 12, 80) - 1, min(m // 8, 120) - 1)
 
 
 def _patience_after(part: ClassState, found: Proof, V: Floats) -> int:
