@@ -43,12 +43,11 @@ class Recorded:
         self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None
     ) -> tuple[Status, dict[str, Any] | None]:
         """Let the solver minimise and count its evaluations; the step made the first one."""
-        evaluate, used = objective.evaluate, 1
+        evaluate, most = objective.evaluate, max(self.budgets)
 
         def counted(v: torch.Tensor) -> Evaluation:
-            nonlocal used
             found = evaluate(v)
-            used += 1
+            used = most - 1 - objective.evaluations_left  # one is kept for the accepted point
             if used in self.budgets:
                 self.values[used] = objective.best.value
             return found
