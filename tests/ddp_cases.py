@@ -364,6 +364,41 @@ def lightning(rank: int, world: int) -> dict[str, Any]:
     return {"end": flat(layer), "world": trainer.world_size, "steps": trainer.global_step}
 
 
+def sharded(rank: int, world: int) -> Any:
+    """A model that every rank holds a part of (FSDP2), before and after its optimizer exists."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    def shards() -> nn.Module:
+        return fully_shard(Waves(), mesh=init_device_mesh("cpu", (world,)))
+
+    x, y = data(rank, world)
+    messages = []
+    for kind in (WassersteinProx, FrobeniusProx):
+        try:
+            kind(shards().parameters())
+        except TypeError as error:
+            messages.append(str(error))
+    model = shards()
+    opt = WassersteinProx(Waves().parameters())
+    opt.param_groups[0]["params"] = list(model.parameters())
+    before = [p.to_local().clone() for p in model.parameters()]
+
+    def closure() -> Tensor:
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        return loss
+
+    try:
+        opt.step(closure)
+    except TypeError as error:
+        messages.append(str(error))
+    moved = any(
+        not torch.equal(p.to_local(), b) for p, b in zip(model.parameters(), before, strict=True)
+    )
+    return {"messages": messages, "rows": len(before[0]), "moved": moved}
+
+
 CASES: dict[str, Callable[[int, int], Any]] = {
     case.__name__: case
     for case in (
@@ -374,6 +409,7 @@ CASES: dict[str, Callable[[int, int], Any]] = {
         alone_in_the_group,
         subgroup,
         forgotten_wrapper,
+        sharded,
         global_solver,
         float_losses,
         dropout,

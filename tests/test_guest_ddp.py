@@ -147,6 +147,17 @@ def test_a_model_that_is_not_wrapped_is_refused_on_all_ranks(ranks: Results) -> 
         assert "restored: True" in r["forgotten_wrapper"]
 
 
+def test_shards_are_refused_on_all_ranks_with_the_remedy_and_nothing_moves(ranks: Results) -> None:
+    for r in ranks:
+        found = r["sharded"]
+        assert found["rows"] == 8 // len(ranks)  # it is a shard indeed
+        assert len(found["messages"]) == 3
+        for message in found["messages"]:
+            assert "DTensor" in message
+            assert "DistributedDataParallel" in message
+        assert not found["moved"]
+
+
 def test_the_global_solver_is_refused_on_all_ranks(ranks: Results) -> None:
     for r in ranks:
         assert "closure of one process" in r["global_solver"]
