@@ -12,7 +12,16 @@ import importlib.util
 from collections.abc import Sequence
 
 # Those whose module exists run, in this order.
-NAMES = ("quality", "certified", "cost", "time_to_objective", "versus", "grid_jko", "scale")
+NAMES = (
+    "quality",
+    "certified",
+    "cost",
+    "time_to_objective",
+    "versus",
+    "grid_jko",
+    "scale",
+    "compiled",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

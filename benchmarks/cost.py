@@ -187,6 +187,7 @@ def quality_of_holding(gamma: float, evaluations: int = 1000) -> tuple[float, fl
         held = patience or transport._patience
         with mock.patch.object(transport, "_patience", held):
             opt.step(closure)
+        assert opt.report is not None
         found.append(opt.report.objective)
     return found[0], found[1]
 

@@ -126,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         relaxation = Relaxation(gamma)
         root, low, best, visited = branch_and_bound(relaxation, report.objective, 1e-6, args.nodes)
         shares = [100 * (v / root - 1) for v in (low, best, report.objective)]
+        assert report.lower_bound is not None
         print(
             f"| {gamma:g} | {root:.7f} | {shares[0]:+.4f} % | {shares[1]:+.4f} % | {visited} "
             f"| {shares[2]:+.4f} % (own bound {100 * (report.lower_bound / root - 1):+.4f} %) |",

@@ -52,7 +52,7 @@ class Recorded:
                 self.values[used] = objective.best.value
             return found
 
-        objective.evaluate = counted  # type: ignore[method-assign]
+        objective.evaluate = counted  # type: ignore[method-assign, assignment]
         status, memory = self.solver.minimize(objective, stopping, memory)
         for budget in self.budgets:  # it may have ended before
             self.values.setdefault(budget, objective.best.value)

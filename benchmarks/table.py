@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 
-def machine() -> str:
+def machine(dtype: str = "float64") -> str:
     """Return CPU model, number of cores, threads and versions; nothing that names the host."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -20,7 +20,7 @@ def machine() -> str:
         cores = sum(line.startswith("processor") for line in info.read_text().splitlines())
         model = f"{model}, {cores} cores"
     threads = torch.get_num_threads()
-    return f"{model}, {threads} thread(s) used, torch {torch.__version__}, float64"
+    return f"{model}, {threads} thread(s) used, torch {torch.__version__}, {dtype}"
 
 
 def row(cells: Iterable[object]) -> str:

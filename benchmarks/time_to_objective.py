@@ -57,7 +57,7 @@ class Until:
                 raise Reached
             return found
 
-        objective.evaluate = watched  # type: ignore[method-assign]
+        objective.evaluate = watched  # type: ignore[method-assign, assignment]
         try:
             return BFGS().minimize(objective, stopping, memory)
         except Reached:

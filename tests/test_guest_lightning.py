@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -267,17 +268,25 @@ def test_batch_norm_statistics_move_once_per_evaluation(tmp_path: Path) -> None:
 
 # --- compiled code --------------------------------------------------------------------------
 
+NEEDS_COMPILER = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a C++ compiler"
+)
 
-@pytest.mark.slow
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # inductor's own
 @pytest.mark.parametrize("optimizer", BOTH)
-def test_a_compiled_module_takes_the_steps_of_the_plain_one(
-    optimizer: type, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",  # traces forward and backward as inductor does, and needs no C++ compiler
+        pytest.param("inductor", marks=[pytest.mark.nightly, NEEDS_COMPILER]),
+    ],
+)
+def test_a_compiled_module_takes_the_steps_of_the_plain_one(optimizer: type, backend: str) -> None:
     ends = []
     for compiled in (False, True):
         layer = sinus_layer()
-        # aot_eager traces forward and backward as inductor does, and needs no C++ compiler.
-        net = torch.compile(layer, backend="aot_eager") if compiled else layer
+        net = torch.compile(layer, backend=backend) if compiled else layer
         opt = optimizer(net.parameters(), gamma=1.0, max_eval=20)
         assert opt.param_groups[0]["layout"] == "layer"
         for _ in range(2):
