@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from torch_wprox import transport
 from torch_wprox.coarse import coarse_prices
+from torch_wprox.proof import Anchor
 from torch_wprox.transport import assign, is_certified, solve, start
 
 M = 24
@@ -272,3 +274,17 @@ def test_the_arithmetic_is_float64_whatever_the_parameters_are(dtype: torch.dtyp
     sigma, state = assign(V, start(W, None))
     assert state.certified
     assert_optimal(V.double(), W.double(), sigma)
+
+
+def test_balls_of_large_clouds_stay_below_half_the_distance_to_the_nearest_other() -> None:
+    # Above 20 000 anchors only near neighbours are looked for: a lower bound, and 0 for duplicates.
+    W = cloud(21_000, 2, 80).numpy()
+    W[5] = W[7]
+    anchor = Anchor(W)
+    exact = cKDTree(anchor.W).query(anchor.W, k=2)[0][:, 1]
+    found = anchor.nearest_other()
+    assert (found <= exact).all()
+    assert found[5] == found[7] == 0
+    assert (found == exact)[exact < found.max()].all()
+    assert found.max() > 0.1 * np.median(exact)
+    assert (Anchor(np.ones((21_000, 2))).nearest_other() == 0).all()

@@ -15,6 +15,9 @@ Integers = NDArray[np.int64]
 
 # Up to this many anchors all their distances are kept (72 MB at the limit).
 _KEEP_DISTANCES = 3000
+# Above this many anchors only near neighbours are looked for.
+_NEAR_ONLY = 20_000
+_TINY = float(np.finfo(np.float64).tiny)
 # Rows are checked in pieces of about this many entries, to bound memory.
 _PIECE = 4_000_000
 # The rows furthest outside their balls are checked first, so that a lost proof is found early.
@@ -53,7 +56,10 @@ class Anchor:
         return found
 
     def nearest_other(self) -> Floats:
-        """Return the distance to the nearest other anchor, (m,); 0 for duplicates."""
+        """Return the distance to the nearest other anchor, (m,); 0 for duplicates.
+
+        In clouds of more than 20 000 a lower bound, the distance if it is small.
+        """
         m = len(self.W)
         if m < 2:
             return np.full(m, np.inf)
@@ -61,8 +67,18 @@ class Anchor:
             others: Floats = self._all + np.diag(np.full(m, np.inf))
             nearest: Floats = others.min(1)
             return nearest
-        distances, _ = cKDTree(self.W).query(self.W, k=2)
-        return np.asarray(distances, dtype=np.float64)[:, 1]
+        tree, within = cKDTree(self.W), np.inf
+        if m > _NEAR_ONLY:
+            # In many dimensions a neighbour takes a search of half the tree, unless it is near.
+            some = self.W[:: m // 64]
+            within = 0.25 * float(np.median(_second(tree, some, np.inf)))
+        return np.minimum(_second(tree, self.W, max(within, _TINY)), within)
+
+
+def _second(tree: cKDTree, points: Floats, within: float) -> Floats:
+    """Return the distance of points of the tree to the nearest other one; inf if none is near."""
+    distances, _ = tree.query(points, k=2, distance_upper_bound=within)
+    return np.asarray(distances, dtype=np.float64)[:, 1]
 
 
 @dataclass(frozen=True)
