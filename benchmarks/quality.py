@@ -47,7 +47,7 @@ class Recorded:
 
         def counted(v: torch.Tensor) -> Evaluation:
             found = evaluate(v)
-            used = most - 1 - objective.evaluations_left  # one is kept for the accepted point
+            used = most - objective.evaluations_left
             if used in self.budgets:
                 self.values[used] = objective.best.value
             return found
