@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.memory import peak_kib
 from torch_wprox import EntropicJKO, GridLayer
 
 F64 = torch.float64
@@ -150,9 +150,9 @@ def literal(
 
 
 def _child(case: Case, pipe: Any) -> None:
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    base = peak_kib()
     found = run(case)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_kib()
     pipe.send({**found, "gib": peak / 2**20, "added_gib": (peak - base) / 2**20})
 
 

@@ -16,16 +16,15 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import multiprocessing
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.memory import peak_kib
 from torch_wprox.catalog import distance_named
 
 D = 10
@@ -55,18 +54,6 @@ def problem(m: int) -> tuple[Tensor, Tensor]:
     W = torch.randn(m, D, generator=random)
     turn = torch.linalg.qr(torch.randn(D, D, generator=random)).Q
     return W, 1.5 * W @ turn + 0.3 * torch.randn(m, D, generator=random)
-
-
-def peak_kib() -> int:
-    """Peak of resident memory of this process.
-
-    On Linux not by ``ru_maxrss``, which a process inherits from the one that started it.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def run(case: Case) -> dict[str, Any]:
