@@ -1,0 +1,205 @@
+"""Numbers over steps, evaluations and step sizes: losses, distances, bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from torch_wprox.plotting.look import GREY, array, axes_or_new, colors, legend_above
+from torch_wprox.report import StepReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from torch_wprox.certificate import Certificate
+
+
+def plot_descent(
+    runs: Mapping[str, Sequence[StepReport]],
+    ax: Axes | None = None,
+    *,
+    permuted: bool = True,
+) -> Axes:
+    """Draw loss, distances between iterates and permuted fraction of several descents.
+
+    Solid: F(W_t). Dashed and dotted: W2^2 and Frobenius^2 between W_{t-1} and W_t. Thick and pale,
+    on a second axis to the right: the fraction of particles that the optimal assignment exchanges.
+
+    Args:
+        runs: Name of a descent to the reports of its steps; one colour each.
+        ax: Where to draw; None: a new figure.
+        permuted: Whether to draw the permuted fraction.
+
+    Returns:
+        The axes; the second axis, if drawn, is ``ax.figure.axes[-1]``.
+
+    Raises:
+        ValueError: ``runs`` is empty.
+
+    Source: the figures of the note (Mercklé 2024), section 3.
+    """
+    if not any(runs.values()):
+        raise ValueError("runs must hold the reports of at least one step")
+    from matplotlib.ticker import MaxNLocator
+
+    ax = axes_or_new(ax)
+    fraction = ax.twinx() if permuted else None
+    drawn: list[Any] = []
+    for (name, reports), color in zip(runs.items(), colors(), strict=False):
+        steps = range(1, len(reports) + 1)
+        losses = [reports[0].loss_before, *(r.loss_after for r in reports)]
+        label = f"{name}: loss $F(W_t)$"
+        drawn += ax.plot(range(len(losses)), losses, color=color, marker="o", ms=3, label=label)
+        for kind, symbol, line in (
+            ("wasserstein_sq", r"$W_2^2(W_t, W_{t-1})$", "--"),
+            ("frobenius_sq", r"$\frac{1}{m}|W_t - W_{t-1}|_F^2$", ":"),
+        ):
+            values = [_positive(getattr(r, kind)) for r in reports]
+            drawn += ax.plot(steps, values, color=color, ls=line, label=f"{name}: {symbol}")
+        if fraction is not None:
+            values = [_number(r.permuted_fraction) for r in reports]
+            label = f"{name}: permuted fraction"
+            drawn += fraction.plot(steps, values, color=color, lw=6, alpha=0.25, label=label)
+    ax.set_yscale("log")
+    # Distances that are rounding must not set the scale.
+    largest = max(r.loss_before for reports in runs.values() for r in reports)
+    ax.set_ylim(bottom=max(ax.get_ylim()[0], 1e-12 * largest))
+    ax.set_xlabel("step $t$")
+    ax.set_ylabel("loss; squared distance between iterates")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if fraction is not None:
+        fraction.set_ylim(-0.02, 1.02)
+        fraction.set_ylabel("permuted fraction")
+        fraction.grid(False)
+        fraction.spines["right"].set_visible(True)
+        ax.set_zorder(fraction.get_zorder() + 1)  # the thin lines lie on top of the thick ones
+        ax.patch.set_visible(False)
+    legend_above(ax, columns=len(runs), handles=drawn)
+    return ax
+
+
+def plot_curves(
+    curves: Mapping[str, tuple[Sequence[float] | Tensor, Sequence[float] | Tensor]],
+    ax: Axes | None = None,
+    *,
+    xlabel: str = "closure evaluations",
+    ylabel: str = "loss $F$",
+    log: bool = True,
+) -> Axes:
+    """Draw curves by name: loss against evaluations, error against gamma and the like.
+
+    Args:
+        curves: Name to (x, y), each (T,).
+        ax: Where to draw; None: a new figure.
+        xlabel: Of the horizontal axis.
+        ylabel: Of the vertical axis.
+        log: Whether the vertical axis is logarithmic.
+    """
+    ax = axes_or_new(ax)
+    lines = ("-", "--", "-.", ":")
+    for index, ((name, (x, y)), color) in enumerate(zip(curves.items(), colors(), strict=False)):
+        ax.plot(array(x), array(y), color=color, ls=lines[index % len(lines)], label=name)
+    ax.set_yscale("log" if log else "linear")
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    legend_above(ax, columns=min(len(curves), 3))
+    return ax
+
+
+def plot_bands(
+    samples: Mapping[str, tuple[Sequence[float] | Tensor, Any]],
+    ax: Axes | None = None,
+    *,
+    xlabel: str,
+    ylabel: str,
+    log: str = "",
+    marker: str = "",
+) -> Axes:
+    """Draw the median over runs by name, in a band from the first to the third quartile.
+
+    Args:
+        samples: Name to (x, y), (T,) and (runs, T).
+        ax: Where to draw; None: a new figure.
+        xlabel: Of the horizontal axis.
+        ylabel: Of the vertical axis.
+        log: Which axes are logarithmic: "", "x", "y" or "xy".
+        marker: Of the medians, as in matplotlib.
+    """
+    import numpy as np
+
+    ax = axes_or_new(ax)
+    lines = ("-", "--", "-.", ":")
+    for index, ((name, (x, y)), color) in enumerate(zip(samples.items(), colors(), strict=False)):
+        low, middle, high = np.quantile(np.asarray(array(y), dtype=float), [0.25, 0.5, 0.75], 0)
+        line: dict[str, Any] = {
+            "color": color,
+            "ls": lines[index % len(lines)],
+            "marker": marker or None,
+        }
+        ax.plot(array(x), middle, label=name, ms=4, **line)
+        ax.fill_between(array(x), low, high, color=color, alpha=0.18, lw=0)
+    ax.set_xscale("log" if "x" in log else "linear")
+    ax.set_yscale("log" if "y" in log else "linear")
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    low, high = ax.get_ylim()
+    if "y" in log and high < 30 * low:  # else labels like 4 x 10^-1 take the room
+        ax.yaxis.set_minor_formatter("{x:.2g}")
+        ax.yaxis.set_major_formatter("{x:.2g}")
+    if all(isinstance(x, range) for x, _ in samples.values()):
+        ax.locator_params(axis="x", integer=True)
+    legend_above(ax, columns=min(len(samples), 3))
+    return ax
+
+
+def plot_certificates(
+    runs: Mapping[str, tuple[Sequence[float], Sequence[Certificate | StepReport]]],
+    ax: Axes | None = None,
+    *,
+    xlabel: str = "step $t$",
+    ylabel: str = "objective $P$",
+) -> Axes:
+    """Draw objectives, each with the band down to its lower bound: the minimum lies in the band.
+
+    A bound that is not proved at every point is called estimated in the legend.
+
+    Args:
+        runs: Name to (x, certificates), one for each x; reports of globally solved steps will do.
+        ax: Where to draw; None: a new figure.
+        xlabel: Of the horizontal axis.
+        ylabel: Of the vertical axis, which is logarithmic.
+
+    Raises:
+        ValueError: A report has no lower bound.
+    """
+    ax = axes_or_new(ax)
+    markers, kinds = ("o", "s", "^", "v"), set()
+    for index, ((name, (x, found)), color) in enumerate(zip(runs.items(), colors(), strict=False)):
+        bounds = [c.lower_bound for c in found]
+        if any(bound is None for bound in bounds):
+            raise ValueError(f"a report of {name!r} has no lower bound: use certify")
+        values = [c.objective for c in found]
+        marker = markers[index % len(markers)]
+        ax.plot(x, values, color=color, marker=marker, ms=4, label=name)
+        low = [bound if bound is not None and bound > 0 else float("nan") for bound in bounds]
+        ax.fill_between(x, low, values, color=color, alpha=0.18, lw=0)
+        ax.plot(x, low, color=color, lw=0.8)
+        kinds.add("proved" if all(c.certified for c in found) else "estimated")
+    for kind in sorted(kinds):
+        ax.fill_between([], [], [], color=GREY, alpha=0.3, lw=0, label=f"to the {kind} bound")
+    ax.set_yscale("log")
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    legend_above(ax, columns=2)
+    return ax
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _positive(value: float | None) -> float:
+    """A logarithmic axis leaves a gap where nothing moved."""
+    return value if value is not None and value > 0 else float("nan")
