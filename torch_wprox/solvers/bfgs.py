@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_wprox.objective import BudgetExhausted, Evaluation, Objective
 from torch_wprox.report import Status
 from torch_wprox.solvers.compact import Pairs
-from torch_wprox.solvers.line_search import WeakWolfe
+from torch_wprox.solvers.line_search import WeakWolfe, first_trial
 from torch_wprox.solvers.memory import CurvaturePairs
 from torch_wprox.solvers.stopping import Stagnation, Stopping
 
@@ -46,6 +46,7 @@ class BFGS:
         current, stagnation = objective.begin, Stagnation(objective)
         pairs = CurvaturePairs(self.remember)
         H = _recalled(pairs.recall(memory, objective))
+        t = 1.0
         try:
             while (status := stopping.check(objective, current)) is None:
                 direction = (
@@ -53,11 +54,11 @@ class BFGS:
                     if H is None
                     else -(H @ current.grad)
                 )
-                found, _ = self.line_search.search(objective, current, direction)
+                found, t = self.line_search.search(objective, current, direction, first_trial(t))
                 if found is current:
                     if H is None:
                         return Status.STALLED, pairs.state()
-                    H = None
+                    H, t = None, 1.0
                     continue
                 H = updated(H, found.point - current.point, found.grad - current.grad)
                 if stagnation.reached(current, found):

@@ -9,7 +9,7 @@ from torch_wprox.objective import BudgetExhausted, Objective
 from torch_wprox.report import Status
 from torch_wprox.solvers.bfgs import first_step
 from torch_wprox.solvers.compact import Pairs
-from torch_wprox.solvers.line_search import WeakWolfe
+from torch_wprox.solvers.line_search import WeakWolfe, first_trial
 from torch_wprox.solvers.memory import CurvaturePairs
 from torch_wprox.solvers.stopping import Stagnation, Stopping
 
@@ -48,17 +48,19 @@ class LBFGS:
         pairs = Pairs(current.point, most)
         if (recalled := kept.recall(memory, objective)) is not None:
             pairs.replace(*recalled)
+        t = 1.0
         try:
             while (status := stopping.check(objective, current)) is None:
                 if len(pairs):
                     direction = -pairs.times(current.grad)
                 else:
                     direction = -first_step(objective, current) * current.grad
-                found, _ = self.line_search.search(objective, current, direction)
+                found, t = self.line_search.search(objective, current, direction, first_trial(t))
                 if found is current:
                     if not len(pairs):
                         return Status.STALLED, kept.state()
                     pairs.clear()
+                    t = 1.0
                     continue
                 pairs.append(found.point - current.point, found.grad - current.grad)
                 if stagnation.reached(current, found):
