@@ -2,19 +2,19 @@
 
     python -m benchmarks.scale            # minutes
     python -m benchmarks.scale --fast     # seconds
+    python -m benchmarks.scale --keops    # Sinkhorn with dense costs and through pykeops
 
 Timed are the anchor (once per step) and then one evaluation, value and gradient, at a point to
 which particles were turned, stretched and scattered, so that they change their anchors; float32,
 D = 10, no classes. Every case runs in a process of its own, on one thread. Memory is the peak of
 resident pages less what the process had before, beside the size of one cloud (m D numbers): were
 it not O(m D), the ratio would grow with m. "emd" gives an upper bound above 20 000 particles
-(BSP-OT). "sinkhorn" needs pykeops above 5000 and is measured there only if it is installed.
+(BSP-OT). "sinkhorn" needs pykeops above 5000.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import peak_kib
+from torch_wprox import sinkhorn
 from torch_wprox.catalog import distance_named
 
 D = 10
@@ -32,19 +33,21 @@ D = 10
 
 @dataclass(frozen=True)
 class Case:
-    """Particles and the distance's name."""
+    """Particles, the distance's name, and whether "sinkhorn" computes through KeOps."""
 
     m: int
     distance: str
+    keops: bool = False
 
 
-def cases(fast: bool) -> list[Case]:
+def cases(fast: bool, keops: bool) -> list[Case]:
+    if keops:
+        dense = [Case(m, "sinkhorn") for m in (1_000, 2_000, 5_000)]
+        return dense + [Case(m, "sinkhorn", keops=True) for m in (1_000, 2_000, 5_000, 10_000)]
     sizes = (1_000, 4_000) if fast else (10_000, 100_000, 1_000_000)
     chosen = [Case(m, name) for name in ("frobenius", "sliced", "emd") for m in sizes]
     if fast:
         chosen.append(Case(1_000, "sinkhorn"))
-    elif importlib.util.find_spec("pykeops"):
-        chosen.append(Case(10_000, "sinkhorn"))
     return chosen
 
 
@@ -59,6 +62,8 @@ def problem(m: int) -> tuple[Tensor, Tensor]:
 def run(case: Case) -> dict[str, Any]:
     """Time one evaluation; a small one before it loads the libraries."""
     torch.set_num_threads(1)
+    if case.keops:
+        sinkhorn._DENSE_UP_TO = 0
     for m in (200, case.m):
         W, V = problem(m)
         base = peak_kib()
@@ -100,19 +105,21 @@ def measured(case: Case) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--fast", action="store_true", help="small clouds only")
+    parser.add_argument("--keops", action="store_true", help="Sinkhorn, dense and through KeOps")
     args = parser.parse_args(argv)
     rows = []
     print("| distance | m | anchor, s | evaluation, s | GiB added | in clouds | d | identity's d |")
     print("|" + "---|" * 8)
-    for case in cases(args.fast):
+    for case in cases(args.fast, args.keops):
         row = {"m": case.m, "distance": case.distance, **measured(case)}
         rows.append(row)
+        name = f"{case.distance}, KeOps" if case.keops else case.distance
         if "value" not in row:
-            print(f"| {case.distance} | {case.m} | killed | | | | | |", flush=True)
+            print(f"| {name} | {case.m} | killed | | | | | |", flush=True)
             continue
         print(
-            f"| {case.distance} | {case.m} | {row['anchor']:.2f} | {row['evaluation']:.2f} "
-            f"| {row['gib']:.3f} | {row['clouds']:.0f} | {row['value']:.4f} "
+            f"| {name} | {case.m} | {row['anchor']:.2f} | {row['evaluation']:.2f} "
+            f"| {row['gib']:.3f} | {row['clouds']:.0f} | {row['value']:.9g} "
             f"| {row['identity']:.4f} |",
             flush=True,
         )
