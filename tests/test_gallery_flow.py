@@ -103,10 +103,12 @@ def test_sinus_gammas() -> None:
     rows, text = table("sinus_gammas"), page("sinus_gammas")
     few = [row for row in rows if int(row["seed"]) < 3 and row["descent"] == "Wasserstein"]
     apart = medians(few, "gamma", "apart")
-    sizes = [short(apart[gamma], 2) for gamma in ("1", "0.1", "0.01", "0.001", "0.0001")]
-    assert "are {}, {}, {}, {}, {} and 0 of the way".format(*sizes) in text
-    assert apart["1e-05"] == 0
-    assert not any(float(r["permuted"]) for r in rows if r["gamma"] == "1e-05")
+    sizes = [short(apart[gamma], 2) for gamma in apart]
+    assert list(apart) == ["1e-05", "0.0001", "0.001", "0.01", "0.1", "1"]
+    assert "are {}, {}, {}, {}, {} and {} of the way".format(*reversed(sizes)) in text
+    exchanged = [float(r["permuted"]) for r in rows if r["gamma"] == "1e-05"]
+    assert [share for share in exchanged if share] == [2 / 50]
+    assert "at $10^{-5}$ one of the three seeds exchanges neurons, two of fifty" in text
     loss = {(r["descent"], r["gamma"], r["seed"]): float(r["loss"]) for r in rows}
     for (name, gamma, seed), value in loss.items():
         if name == "Wasserstein" and float(gamma) <= 0.01:
@@ -122,7 +124,8 @@ def test_sinus_gammas() -> None:
     affine, bump = problems.least_loss(x, y, ()), problems.least_loss(x, y, (0.0, 0.25))
     assert f"{short(affine, 4)}, the least loss of an affine" in text
     assert f"just above {short(bump, 4)}, the least" in text
-    assert [sum(abs(v - affine) < 1e-4 for v in ends[name]) for name in BOTH] == [1, 1]
+    for plateau in (affine, 0.4325):
+        assert not any(abs(v - plateau) < 1e-3 for name in BOTH for v in ends[name])
     bumps = [sum(bump <= v < bump + 0.01 for v in ends[name]) for name in BOTH]
     assert "({} and {} seeds)".format(*bumps) in text
     solved = [r for r in rows if r["descent"] == "global"]

@@ -52,9 +52,9 @@ def test_radial_is_joint_under_proximal_steps_only() -> None:
         for row in rows
     }
     for prox in ("Frobenius prox", "Wasserstein prox"):
-        assert 1.5e-5 < apart[prox, "radial"] < 2.5e-5
+        assert 2.5e-5 < apart[prox, "radial"] < 3.5e-5
         assert min(apart[prox, form] for form in ("signed", "clouds", "sphere")) > 0.05
-    assert "2\\cdot10^{-5}" in said
+    assert "3\\cdot10^{-5}" in said
     assert apart["gradient descent", "radial"] > 0.05
     for row in rows:
         if row["parameterisation"] == "joint":
@@ -71,7 +71,7 @@ def test_the_sinkhorn_divergence_is_near_the_true_distance_and_the_sliced_one_ab
         if row["own / W2^2"]:
             ratios.setdefault(row["distance"], []).append(float(row["own / W2^2"]))
         cost[row["distance"]] = float(row["ms per evaluation"])
-    assert all(abs(r - 1) < 1e-3 for r in ratios["Sinkhorn, blur 0.01"])
+    assert all(abs(r - 1) < 5e-3 for r in ratios["Sinkhorn, blur 0.01"])
     assert all(r == 1 for r in ratios["EMD"])
     assert all(0.4 < r < 0.6 for r in ratios["sliced, 50 projections"])
     last = {row["distance"]: float(row["loss"]) for row in rows}
