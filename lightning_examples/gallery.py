@@ -28,6 +28,7 @@ EXAMPLES = (
     "certified",
     "weight_decay",
     "mean_field",
+    "deeper",
 )
 
 

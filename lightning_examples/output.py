@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from matplotlib import pyplot as plt
@@ -26,6 +27,16 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     widths = [max(len(row[i]) for row in [heads, *cells]) for i in range(len(heads))]
     for row in [heads, ["-" * width for width in widths], *cells]:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def medians(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return one row: names as in the first one, the median of every float; no integers (seeds)."""
+    rows = list(rows)
+    kept = {name: value for name, value in rows[0].items() if not isinstance(value, int)}
+    return {
+        name: median(row[name] for row in rows) if isinstance(value, float) else value
+        for name, value in kept.items()
+    }
 
 
 def save(ax: Axes, path: Path, size: tuple[float, float]) -> None:
