@@ -5,7 +5,7 @@
 A network of m neurons with frozen signs fits n points of a sinus, from a small initialisation, in a
 few large steps. Both descents pay for the way of the neurons, one neuron by neuron (Frobenius), the
 other after the cheapest exchange of neurons of one sign (Wasserstein). A third one solves the
-same steps globally, with a lower bound: what the two differ in is where they get stuck.
+same steps globally, with a lower bound: what the two differ in is how far they get.
 """
 
 from __future__ import annotations
