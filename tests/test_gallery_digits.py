@@ -40,8 +40,7 @@ def test_the_page_says_what_the_table_says() -> None:
     longer = max(v for (name, budget, _), v in found.items() if budget == "seconds")
     assert f"reaches {shown(longer)}" in page
     ours = median(seconds["WassersteinProx", "evaluations"])
-    assert 2.2 < ours / median(seconds["Adam", "evaluations"]) < 2.8
-    assert "two and a half times its own" in page
+    assert f"({ours / median(seconds['Adam', 'evaluations']):.1f} times its own)" in page
 
 
 def test_the_split_has_no_overlap() -> None:
