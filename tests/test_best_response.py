@@ -91,6 +91,7 @@ def test_best_response_is_the_least_over_all_patterns(
     assert at_points == pytest.approx(found.value, rel=1e-9, abs=1e-11 * (1 + 10 ** (2 * size)))
 
 
+@pytest.mark.slow
 def test_searched_responses_are_called_so_and_are_seldom_above_the_exact_ones() -> None:
     errors = []
     for seed in range(0, 200, 5):

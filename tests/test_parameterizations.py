@@ -164,6 +164,7 @@ def test_radial_derivatives_are_twice_r_times_the_potential_and_its_spherical_gr
     torch.testing.assert_close(field(START["radial"]), expected, rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_radial_and_joint_are_one_gradient_flow():
     # One neuron crosses a kink on the way, so the order of the scheme is lost there.
     joint = flow(velocity("joint"), START["joint"], 1.0, 400)

@@ -74,6 +74,7 @@ def test_ways_stand_out_once_in_the_legend() -> None:
     assert ax.get_legend_handles_labels()[1] == ["moved"]
 
 
+@pytest.mark.slow
 def test_the_animation_passes_through_every_iterate(tmp_path: Path) -> None:
     way = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
     signs = torch.tensor([1.0, 1.0, -1.0, -1.0])

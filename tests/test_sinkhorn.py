@@ -48,6 +48,7 @@ def test_it_is_zero_with_zero_gradient_at_the_anchor_when_debiased() -> None:
     assert abs(biased.value.item()) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_gradient_tends_to_that_of_the_value_as_the_annealing_slows() -> None:
     # GeomLoss differentiates as if its potentials were converged: exact only for scaling -> 1.
     direction, h, errors = cloud(12, 2, 2), 1e-4, []
