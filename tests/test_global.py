@@ -62,8 +62,8 @@ CASES = {
     "cross-entropy": ({"m": 2, "k": 2, "loss": "cross-entropy"}, 1e-7, 3),
 }
 
-# Share of cases in which the search may miss the minimum. Where the anchor is forgotten two particles
-# are a combinatorial problem: measured .46 of 300 cases, BFGS .84 of the first 50. The gap says so.
+# Share of cases in which the search may miss the minimum. Where the anchor is forgotten, two
+# particles are a combinatorial problem: .46 of 300 cases (BFGS .84 of 50). The gap says so.
 MISSED = {"large gamma": 0.5}
 
 
