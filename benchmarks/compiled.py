@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.table import header, machine, row
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx
-from torch_wprox.proximal_point import ProximalPoint
+from torch_wprox.optim.proximal_point import ProximalPoint
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,9 @@ import ot
 import torch
 from torch import Tensor
 
-from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx, transport
+from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx
+from torch_wprox.distances.emd import assignment
+from torch_wprox.distances.emd.exact import solve
 from torch_wprox.objective import Objective
 
 F64 = torch.float64
@@ -169,7 +171,7 @@ def written_by_hand(case: Case, *, by_autograd: bool, iterations: int) -> float:
             parts = [ot.emd2(a, a, ot.dist(V[r], W[r])) for r, a in classes]
             (sum(parts) / (2 * case.gamma)).backward()
         else:
-            sigma = transport.solve(V, W, layer.signs)
+            sigma = solve(V, W, layer.signs)
             assert V.grad is not None
             V.grad += (V.detach() - W[sigma]) / (case.m * case.gamma)
         adam.step()
@@ -184,8 +186,8 @@ def quality_of_holding(gamma: float, evaluations: int = 1000) -> tuple[float, fl
     for patience in (None, lambda _: (0, 0)):
         layer, closure = problem(case)
         opt = WassersteinProx(layer.parameters(), gamma, max_eval=evaluations)
-        held = patience or transport._patience
-        with mock.patch.object(transport, "_patience", held):
+        held = patience or assignment._patience
+        with mock.patch.object(assignment, "_patience", held):
             opt.step(closure)
         assert opt.report is not None
         found.append(opt.report.objective)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.certified import note
-from torch_wprox.solvers.sectors import Sectors
+from torch_wprox.certified.responses.planar import Sectors
 
 M = 50
 

@@ -22,10 +22,12 @@ import torch
 from benchmarks import problems
 from benchmarks.problems import Problem
 from benchmarks.table import header, machine, quartiles, row
-from torch_wprox import prox, solvers
+from torch_wprox import prox
 from torch_wprox.objective import Evaluation, Objective
+from torch_wprox.optim.catalog import solver_named
 from torch_wprox.report import Status
-from torch_wprox.solvers import Solver, Stopping
+from torch_wprox.solvers.base import Solver
+from torch_wprox.solvers.stopping import Stopping
 
 BUDGETS = (500, 1000, 4000)
 
@@ -64,7 +66,7 @@ def values(
 ) -> dict[int, float]:
     """Return the lowest P after each budget."""
     found: dict[int, float] = {}
-    chosen = solvers.named(solver)
+    chosen = solver_named(solver)
     runs = [(b,) for b in budgets] if solver == "adam" else [budgets]
     for run in runs:
         prox(

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import peak_kib
-from torch_wprox import sinkhorn
-from torch_wprox.catalog import distance_named
+from torch_wprox.distances import sinkhorn
+from torch_wprox.optim.catalog import distance_named
 
 D = 10
 

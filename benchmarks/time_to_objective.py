@@ -29,7 +29,8 @@ from benchmarks.table import header, machine, row, short
 from torch_wprox import prox
 from torch_wprox.objective import Evaluation, Objective
 from torch_wprox.report import Status
-from torch_wprox.solvers import BFGS, FirstOrder, Stopping
+from torch_wprox.solvers import BFGS, FirstOrder
+from torch_wprox.solvers.stopping import Stopping
 
 GAMMA, M, ITERATIONS_OF_THE_NOTE = 1.0, 50, 1_000_000
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from lightning_examples import experiment, output, problems
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx, plotting
-from torch_wprox.certificate import Certificate, certify, certify_training
+from torch_wprox.certified.certificate import certify, certify_training
+from torch_wprox.report import Certificate
 
 Certified = tuple[list[int], list[Certificate]]
 

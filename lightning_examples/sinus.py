@@ -21,7 +21,7 @@ from lightning_examples import experiment, output, problems
 from lightning_examples.experiment import Run
 from torch_wprox import FrobeniusProx, WassersteinProx, plotting
 from torch_wprox.lightning import ProxMonitor
-from torch_wprox.recording import numbers_of
+from torch_wprox.report import numbers_of
 
 COLUMNS = "loss_after wasserstein_sq frobenius_sq permuted_fraction evaluations gap"
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx
-from torch_wprox.recording import TrajectoryRecorder, numbers_of
+from torch_wprox.recording import TrajectoryRecorder
+from torch_wprox.report import numbers_of
 
 
 def trained(recorder, model, optimizer, steps):

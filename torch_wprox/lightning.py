@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from torch_wprox.jko.report import JKOReport
-from torch_wprox.recording import Report, TrajectoryRecorder, numbers_of
-from torch_wprox.report import StepReport
+from torch_wprox.recording import TrajectoryRecorder
+from torch_wprox.report import JKOReport, Report, StepReport, numbers_of
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer

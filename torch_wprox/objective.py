@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from torch_wprox.distances import Agree, AnchoredDistance, alone
+from torch_wprox.closure.ranks import Agree, alone
+from torch_wprox.distances.base import AnchoredDistance
+from torch_wprox.particles.flat import joined
 from torch_wprox.report import Bound
 
 LossAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -307,8 +309,3 @@ class Objective:
         if not (math.isfinite(value) and math.isfinite(residual)):
             value = math.inf
         return residual, loss, value
-
-
-def joined(parts: list[Tensor]) -> Tensor:
-    """Concatenate flat vectors, without a copy where there is one."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torch_wprox.groups import particle_groups
-from torch_wprox.jko.report import JKOReport
-from torch_wprox.layers import MeanFieldLayer
-from torch_wprox.particles import views_of_group
-from torch_wprox.report import StepReport
-
-Report = StepReport | JKOReport
+from torch_wprox.layers.mean_field import MeanFieldLayer
+from torch_wprox.particles.groups import particle_groups
+from torch_wprox.particles.layouts import views_of_group
+from torch_wprox.report import Report, numbers_of
 
 
 @dataclass(frozen=True)
@@ -174,27 +171,6 @@ class TrajectoryRecorder:
         if not found:
             raise RuntimeError("nothing was recorded yet: call record() first")
         return torch.stack(list(found))
-
-
-def numbers_of(report: Report) -> dict[str, Any]:
-    """Return the scalars of a report, and its transport counts, as a flat dict.
-
-    Example:
-        >>> from torch_wprox.step import unmoved
-        >>> from torch_wprox.report import Status
-        >>> numbers = numbers_of(unmoved(1.0, Status.NO_MOVE, 1))
-        >>> numbers["status"], numbers["loss_after"], numbers["transport_solved"]
-        ('no_move', 1.0, 0)
-    """
-    values = {f.name: getattr(report, f.name) for f in fields(report)}
-    numbers = {n: v for n, v in values.items() if v is None or isinstance(v, bool | int | float)}
-    numbers.pop("assignment", None)
-    counts = asdict(report.transport) if isinstance(report, StepReport) else {}
-    return {
-        "status": str(report.status),
-        **numbers,
-        **{f"transport_{name}": count for name, count in counts.items()},
-    }
 
 
 def write_csv(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:

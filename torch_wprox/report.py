@@ -1,9 +1,10 @@
-"""What a step tells about itself."""
+"""Every result and its numbers: reports of steps, of grid steps, and certificates."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
+from typing import Any
 
 from torch import Tensor
 
@@ -104,3 +105,118 @@ class StepReport:
     lower_bound: float | None = None
     gap: float | None = None
     certified: bool = False
+
+
+def unmoved(loss: float, status: Status, evaluations: int) -> StepReport:
+    """Return the report of a step in which nothing could move."""
+    return StepReport(
+        status=status,
+        evaluations=evaluations,
+        loss_before=loss,
+        loss_after=loss,
+        objective=loss,
+        distance_sq=0.0,
+        wasserstein_sq=0.0,
+        frobenius_sq=0.0,
+        permuted_fraction=0.0,
+        residual=0.0,
+    )
+
+
+@dataclass(frozen=True)
+class JKOReport:
+    """One JKO step, in numbers.
+
+    Attributes:
+        status: Why the method ended.
+        evaluations: Closure evaluations used, the first and the last one included.
+        loss_before: f(q) at the anchor.
+        loss_after: f(p) at the accepted measure.
+        objective: W_eps(p, q) + tau f(p); for a debiased step the Sinkhorn divergence
+            W_eps(p, q) - W_eps(p, p)/2 - W_eps(q, q)/2 takes the place of W_eps (from above).
+        wasserstein_eps: W_eps(p, q) = <c, pi> + eps sum pi (log pi - 1), c = |x - y|^2.
+        mass: Mass of every block of p.
+        iterations: Iterations of the method (all rounds of a debiased step together).
+        rounds: Rounds of a debiased step; 1 for the plain step.
+        kernel_applications: Fields to which the Gibbs kernel was applied.
+        residual: 2-norm of what the method brings to 0.
+        mean_displacement: sum_j q_j |E[x | y_j] - y_j|: how far the plan moves a unit of mass.
+        epsilon: Entropic regularisation of the step.
+        tau: 2 gamma.
+    """
+
+    status: Status
+    evaluations: int
+    loss_before: float
+    loss_after: float
+    objective: float
+    wasserstein_eps: float
+    mass: tuple[float, ...]
+    iterations: int
+    rounds: int
+    kernel_applications: int
+    residual: float
+    mean_displacement: float
+    epsilon: float
+    tau: float
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A value with a bound below the global minimum.
+
+    Attributes:
+        objective: The value at the layer's parameters.
+        lower_bound: No parameters have a lower value than this.
+        certified: Whether the bound is proved; else it is an estimate.
+        evaluations: Closure evaluations used.
+
+    Example:
+        >>> print(Certificate(objective=2.02, lower_bound=2.0, certified=True, evaluations=9))
+        objective 2.02, proved lower bound 2, gap 1 %
+    """
+
+    objective: float
+    lower_bound: float
+    certified: bool
+    evaluations: int
+
+    @property
+    def gap(self) -> float:
+        """``objective - lower_bound``."""
+        return self.objective - self.lower_bound
+
+    @property
+    def relative_gap(self) -> float:
+        """The gap as a share of the bound's size."""
+        return self.gap / max(abs(self.lower_bound), 1e-300)
+
+    def __str__(self) -> str:
+        kind = "proved" if self.certified else "estimated"
+        return (
+            f"objective {self.objective:.6g}, {kind} lower bound {self.lower_bound:.6g}, "
+            f"gap {100 * self.relative_gap:.3g} %"
+        )
+
+
+Report = StepReport | JKOReport
+
+
+def numbers_of(report: Report) -> dict[str, Any]:
+    """Return the scalars of a report, and its transport counts, as a flat dict.
+
+    Example:
+        >>> from torch_wprox.report import Status, numbers_of, unmoved
+        >>> numbers = numbers_of(unmoved(1.0, Status.NO_MOVE, 1))
+        >>> numbers["status"], numbers["loss_after"], numbers["transport_solved"]
+        ('no_move', 1.0, 0)
+    """
+    values = {f.name: getattr(report, f.name) for f in fields(report)}
+    numbers = {n: v for n, v in values.items() if v is None or isinstance(v, bool | int | float)}
+    numbers.pop("assignment", None)
+    counts = asdict(report.transport) if isinstance(report, StepReport) else {}
+    return {
+        "status": str(report.status),
+        **numbers,
+        **{f"transport_{name}": count for name, count in counts.items()},
+    }

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from conftest import sinus_data, sinus_layer
 from torch_wprox import FrobeniusProx, MeanFieldLayer, Status, WassersteinProx
-from torch_wprox.sinkhorn import Sinkhorn
+from torch_wprox.distances.sinkhorn import Sinkhorn
 
 pytestmark = pytest.mark.nightly
 OPTIMIZERS: dict[str, Callable[..., Any]] = {

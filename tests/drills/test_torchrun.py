@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ddp_cases
 import pytest
 import torch
+
+from cases import ddp_cases
 
 pytestmark = pytest.mark.nightly
 WORLD = 4

@@ -6,9 +6,10 @@ import datetime
 import sys
 from pathlib import Path
 
-import ddp_cases
 import torch
 import torch.distributed as dist
+
+from cases import ddp_cases
 
 if __name__ == "__main__":
     dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))

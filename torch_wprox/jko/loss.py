@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Size, Tensor
 
-from torch_wprox.closure import ClosureRunner
-from torch_wprox.grid import GridLayer
+from torch_wprox.closure.runner import ClosureRunner
+from torch_wprox.layers.grid import GridLayer
 
 # A Hessian is kept while it predicts the change of the gradient this well: Newton's method then
 # still gains four digits a step, and every kept Hessian saves evaluations of the closure.

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from torch_wprox.closure import CLOSURE_HELP, Closure, ClosureRunner, process_group_of
-from torch_wprox.grid import GridLayer, checked_measure
-from torch_wprox.guards import GradientWatch, checked_groups, chosen_step_size
+from torch_wprox.closure.guards import GradientWatch, checked_groups, chosen_step_size
+from torch_wprox.closure.ranks import process_group_of
+from torch_wprox.closure.runner import CLOSURE_HELP, Closure, ClosureRunner
 from torch_wprox.jko.plan import Plan
-from torch_wprox.jko.report import JKOReport
 from torch_wprox.jko.step import MethodName, StepOptions, take_step
-from torch_wprox.report import Status
+from torch_wprox.layers.grid import GridLayer, checked_measure
+from torch_wprox.report import JKOReport, Status
 
 # f is said to stall after this many steps that each lower it by less than a thousandth.
 _STALLED_STEPS, _STALLED_BY = 3, 1e-3

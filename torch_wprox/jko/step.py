@@ -9,8 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from torch_wprox.closure import ClosureRunner
-from torch_wprox.grid import GridLayer
+from torch_wprox.closure.runner import ClosureRunner
 from torch_wprox.jko.debiased import solve_debiased
 from torch_wprox.jko.dykstra import solve_dykstra
 from torch_wprox.jko.kernel import GridKernel
@@ -20,8 +19,8 @@ from torch_wprox.jko.loss import ClosureLoss, ClosureMeasureLoss
 from torch_wprox.jko.newton import solve_newton
 from torch_wprox.jko.plan import Plan, transport_cost
 from torch_wprox.jko.problem import JKOProblem, Method, OutputMap, Solution
-from torch_wprox.jko.report import JKOReport
-from torch_wprox.report import Status
+from torch_wprox.layers.grid import GridLayer
+from torch_wprox.report import JKOReport, Status
 
 MethodName = Literal["newton", "lbfgs", "krylov", "dykstra"]
 _OUTPUT_METHODS = {"newton": solve_newton, "lbfgs": solve_lbfgs, "dykstra": solve_dykstra}

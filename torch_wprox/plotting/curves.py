@@ -13,7 +13,7 @@ from torch_wprox.report import StepReport
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from torch_wprox.certificate import Certificate
+    from torch_wprox.report import Certificate
 
 
 def plot_descent(

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from torch_wprox.objective import BudgetExhausted, Evaluation, Objective
 from torch_wprox.report import Status
-from torch_wprox.solvers.compact import Pairs
+from torch_wprox.solvers.curvature_pairs import CurvaturePairs, Pairs
 from torch_wprox.solvers.line_search import WeakWolfe, first_trial
-from torch_wprox.solvers.memory import CurvaturePairs
 from torch_wprox.solvers.stopping import Stagnation, Stopping
 
 

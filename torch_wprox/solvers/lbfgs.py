@@ -8,9 +8,8 @@ from typing import Any
 from torch_wprox.objective import BudgetExhausted, Objective
 from torch_wprox.report import Status
 from torch_wprox.solvers.bfgs import first_step
-from torch_wprox.solvers.compact import Pairs
+from torch_wprox.solvers.curvature_pairs import CurvaturePairs, Pairs
 from torch_wprox.solvers.line_search import WeakWolfe, first_trial
-from torch_wprox.solvers.memory import CurvaturePairs
 from torch_wprox.solvers.stopping import Stagnation, Stopping
 
 

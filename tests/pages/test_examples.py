@@ -1,0 +1,184 @@
+"""Every example runs, writes its figures, and the numbers that it claims hold."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pytest
+from matplotlib import pyplot as plt
+
+from lightning_examples import problems
+from lightning_examples.gallery import EXAMPLES
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _no_window() -> Iterator[None]:
+    before = mpl.get_backend()
+    plt.switch_backend("agg")
+    yield
+    assert not plt.get_fignums()  # every example closes its figures
+    plt.switch_backend(before)
+
+
+def fast(name: str, out: Path, *flags: str) -> Any:
+    module = importlib.import_module(f"lightning_examples.{name}")
+    return module.main(["--fast", "--no-progress", "--out", str(out), *flags])
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_writes_every_file_that_the_gallery_holds(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fast(name, tmp_path)
+    written = {file.name for file in tmp_path.iterdir() if file.is_file()}
+    assert {f"{name}.png", f"{name}.csv"} <= written
+    for file in tmp_path.glob("*.png"):
+        assert file.stat().st_size > 5_000, file.name  # an empty axes is smaller
+    held = ROOT / "docs" / "gallery"
+    for file in written:
+        assert (held / file).exists(), f"{file} is new: run `make gallery`"
+    for ours, theirs in zip(
+        table(tmp_path / f"{name}.csv"), table(held / f"{name}.csv"), strict=False
+    ):
+        assert ours.keys() == theirs.keys()
+    assert capsys.readouterr().out.count("\n") > 2
+
+
+@pytest.mark.slow
+def test_two_points_follow_the_closed_forms(tmp_path: Path) -> None:
+    fast("two_points", tmp_path)
+    for row in table(tmp_path / "two_points.csv"):
+        # The inner solver stops at a relative residual of 1e-13, amplified by g = 10 at most.
+        assert float(row["error"]) < 1e-10, row
+    held = table(ROOT / "docs" / "gallery" / "two_points.csv")
+    assert max(float(row["error"]) for row in held) < 1e-10
+
+
+@pytest.mark.slow
+def test_sinus_descends_in_every_step_and_wasserstein_is_the_smaller_distance(
+    tmp_path: Path,
+) -> None:
+    runs = fast("sinus", tmp_path)
+    for run in runs.values():
+        assert run.losses == sorted(run.losses, reverse=True)
+        for report in run.reports:
+            assert report.objective <= report.loss_before
+            assert report.wasserstein_sq <= report.frobenius_sq
+
+
+def test_the_gallery_page_of_sinus_says_what_its_table_says() -> None:
+    page = (ROOT / "docs" / "gallery" / "sinus.md").read_text()
+    rows = table(ROOT / "docs" / "gallery" / "sinus.csv")
+    last = {row["descent"]: float(row["loss_after"]) for row in rows}
+    assert last["Wasserstein"] < 1e-5
+    assert "below\n$10^{-5}$ here" in page
+    assert f"Frobenius descent is at {last['Frobenius']:.3f}".replace(" 0.", " .") in page
+    most = max(float(row["permuted_fraction"]) for row in rows if row["descent"] == "Wasserstein")
+    assert f"Up to {100 * most:.0f} % of the" in page
+    solved = [row for row in rows if row["descent"] == "global"]
+    assert last["global"] < 1e-7
+    assert "10^{-7}" in page
+    assert all(float(row["gap"]) < 4e-4 for row in solved)
+    assert "4\\cdot10^{-4}" in page
+    assert max(int(row["evaluations"]) for row in solved) <= 10
+    assert "ten evaluations" in page
+
+
+def test_the_gallery_page_of_diabetes_says_what_its_table_says() -> None:
+    page = (ROOT / "docs" / "gallery" / "diabetes.md").read_text()
+    full, minibatches = page.split("\n\n**")[1:]
+    rows = {
+        (row["data"].split()[0], row["optimizer"]): row
+        for row in table(ROOT / "docs" / "gallery" / "diabetes.csv")
+    }
+    for text, data, name, column, digits in (
+        (full, "all", "LBFGS", "validation loss", 2),
+        (full, "all", "Adam", "best validation loss", 3),
+        (full, "all", "Adam", "validation loss", 2),
+        (full, "all", "WassersteinProx", "validation loss", 2),
+        (minibatches, "minibatches", "WassersteinProx", "validation loss", 2),
+        (minibatches, "minibatches", "WassersteinProx", "best validation loss", 3),
+        (minibatches, "minibatches", "Adam", "validation loss", 2),
+        (minibatches, "minibatches", "Adam", "best validation loss", 3),
+        (minibatches, "minibatches", "LBFGS", "validation loss", 2),
+        (minibatches, "minibatches", "LBFGS", "best validation loss", 3),
+    ):
+        number = f"{float(rows[data, name][column]):.{digits}f}".lstrip("0")
+        assert number in text, (data, name, column, number)
+    for data in ("all", "minibatches"):
+        ours, theirs = (rows[data, name] for name in ("WassersteinProx", "FrobeniusProx"))
+        assert ours | {"optimizer": ""} == theirs | {"optimizer": ""}
+    best = min(rows.values(), key=lambda row: float(row["best validation loss"]))
+    assert best is rows["minibatches", "LBFGS"]
+    assert all(int(row["evaluations"]) <= 2000 * 1.01 for row in rows.values())
+
+
+def test_the_gallery_page_of_certified_says_what_its_table_says() -> None:
+    page = " ".join((ROOT / "docs" / "gallery" / "certified.md").read_text().split())
+    rows = table(ROOT / "docs" / "gallery" / "certified.csv")
+    assert all(row["certified"] == "True" for row in rows)  # the page says proved
+    gaps = {
+        name: [100 * float(row["relative_gap"]) for row in rows if row["run"] == name]
+        for name in ("Wasserstein", "Frobenius", "global", "Adam")
+    }
+    for name in ("Wasserstein", "Frobenius"):
+        assert f"{gaps[name][0]:.0f} % ({name})" in page
+    nearest = (min(gaps["Wasserstein"]), min(gaps["Frobenius"]))
+    assert "nearer than {:.1f} % and {:.0f} %".format(*nearest).replace(" 0.", " .") in page
+    assert f"within {max(gaps['global']):.1f} % of theirs" in page
+    assert max(gaps["global"][3:]) < 1e-4
+    assert f"Adam ends {gaps['Adam'][-1]:.1f}".replace("0.", ".") in page
+    bounds = {row["lower_bound"] for row in rows if row["run"] == "Adam"}
+    assert {f"{float(bound):.4f}".lstrip("0") for bound in bounds} == {".3073"}
+
+
+@pytest.mark.slow
+def test_sinus_takes_the_flags_that_it_names(tmp_path: Path) -> None:
+    wanted = {"m": 6, "n": 4, "gamma": 0.1, "seed": 3, "scale": 0.5, "solver": "gd", "steps": 1}
+    flags = [part for name, value in wanted.items() for part in (f"--{name}", str(value))]
+    runs = fast("sinus", tmp_path, *flags)
+    assert runs["Frobenius"].positions[0].shape == (6, 2)
+    assert len(runs["Frobenius"].reports) == 1
+
+
+@pytest.mark.slow
+def test_diabetes_spends_no_more_than_the_budget(tmp_path: Path) -> None:
+    runs = fast("diabetes", tmp_path)
+    for name, run in runs.items():
+        assert run.evaluations[-1] <= 60 * 1.1, name  # L-BFGS may finish its line search
+        assert run.losses[-1] < run.losses[0], name
+
+
+def test_diabetes_is_standardised_on_the_training_part_and_split_without_overlap() -> None:
+    (x, y), (x_val, y_val) = problems.diabetes()
+    assert x.shape == (354, 10)
+    assert x_val.shape == (88, 10)
+    assert y.shape == (354, 1)
+    assert y_val.shape == (88, 1)
+    # float32 sums of 354 numbers of size 1
+    assert x.mean(0).abs().max() < 1e-5
+    assert (x.std(0) - 1).abs().max() < 1e-5
+    rows = {tuple(row) for row in x.tolist()}
+    assert not any(tuple(row) in rows for row in x_val.tolist())
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_is_short_and_says_how_to_run_it(name: str) -> None:
+    source = (ROOT / "lightning_examples" / f"{name}.py").read_text()
+    assert len(source.splitlines()) <= 100
+    assert f"python -m lightning_examples.{name}" in source
+    assert re.search(r"^# %% ", source, re.MULTILINE)

@@ -1,0 +1,167 @@
+"""A lower bound of what training a two-layer ReLU network can reach, whoever trains it.
+
+    F = R(z) + beta sum_i |w_i||a_i|,        z = sum_i relu(X w_i) a_i^T + c
+
+is convex in the measure of neurons (Bach 2017; Pilanci & Ergen 2020). Its dual: for any output z'
+with lam' = grad R(z') and max over |u| = 1 of |lam'^T relu(X u)| <= beta,
+
+    R(z') - <lam', z' - c>  <=  min F,
+
+because <lam', z - c> >= -beta sum_i |w_i||a_i| for every network, and R is convex.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_wprox.certified.bound.simplex_qp import Array, simplex_qp
+from torch_wprox.certified.problem.particle_problem import Risk
+from torch_wprox.certified.problem.quadratic_model import (
+    QuadraticRisk,
+    learn_quadratic,
+    local_quadratic,
+)
+from torch_wprox.certified.responses.steepest import Steepest
+
+_BISECTIONS = 30
+_TIGHT = 1e-6
+
+
+@dataclass(frozen=True)
+class TrainingBound:
+    """A bound of min F.
+
+    Attributes:
+        lower_bound: The bound.
+        value: The lowest F of a network (of any width) met on the way.
+        is_exact: Whether the directions were exact, so that the bound is a proof.
+    """
+
+    lower_bound: float
+    value: float
+    is_exact: bool
+
+
+def training_bound(
+    features: Tensor,
+    offset: Tensor,
+    risk: Risk,
+    beta: float,
+    start: Tensor,
+    *,
+    tolerance: float,
+    max_iter: int,
+    precision: float,
+    exact_cells: int,
+) -> TrainingBound:
+    """Bound min F by fully corrective conditional gradient on the path norm ball.
+
+    Args:
+        features: X (n, d).
+        offset: c (k,), held.
+        risk: R and its gradient.
+        beta: Weight of the path norm.
+        start: Output (n, k) of the trained network, where the bound starts.
+        tolerance: Gap at which to stop, relative.
+        max_iter: Directions added at most.
+        precision: Relative rounding error of the loss's gradient.
+        exact_cells: See :class:`Steepest`.
+    """
+    steepest = Steepest(features, len(offset), exact_cells)
+    model = learn_quadratic(risk, start, precision)
+    inner: Risk = model if model.is_exact else risk
+    best, point = _feasible_bound(inner, model, steepest, beta, start, offset)
+    empty = offset.expand_as(start)
+    z = empty
+    value, lam = inner(z)
+    total = value
+    # For the algorithm only, the bound does not use it: a loss that is never negative is minimised
+    # by a network of path norm at most F/beta.
+    radius = 2.0 * (abs(total) + abs(model.value)) / beta
+    atoms = torch.zeros_like(empty).unsqueeze(0)
+    prices = atoms.new_zeros(1)
+    weights = np.ones(1)
+    for _ in range(max_iter):
+        if not model.is_exact:
+            model = local_quadratic(risk, z, value, lam, precision)
+        found, where = _feasible_bound(inner, model, steepest, beta, z, offset)
+        if found > best:
+            best, point = found, where
+        if total - best <= tolerance * abs(total):
+            break
+        hidden = (features @ steepest(lam)[0]).clamp_min(0.0)
+        q = hidden @ lam
+        atom = -radius * hidden.unsqueeze(1) * (q / q.norm().clamp_min(1e-300))
+        atoms = torch.cat([atoms, atom.unsqueeze(0)])
+        prices = torch.cat([prices, prices.new_tensor([beta * radius])])
+        before = np.append(weights, 0.0)
+        target = _corrected(atoms + empty, prices, model, before)
+        share, previous = 1.0, total
+        while True:
+            weights = before + share * (target - before)
+            mixed = torch.from_numpy(weights).to(atoms)
+            z = torch.einsum("j,jnk->nk", mixed, atoms) + empty
+            value, lam = inner(z)
+            total = value + float(mixed @ prices)
+            if model.is_exact or total <= previous or share < 1e-6:
+                break
+            share *= 0.5
+        kept = weights > 0
+        kept[0] = True  # the empty network
+        index = torch.from_numpy(kept).to(atoms.device)
+        atoms, prices, weights = atoms[index], prices[index], weights[kept]
+    if model.is_exact and math.isfinite(best):  # by the loss itself, not by the model of it
+        value, lam = risk(point)
+        best = value - float((lam * (point - offset)).sum())
+    return TrainingBound(best, total, steepest.is_exact)
+
+
+def _corrected(outputs: Tensor, prices: Tensor, model: QuadraticRisk, weights: Array) -> Array:
+    """Return the weights (J,) in the simplex that minimise the model plus the price."""
+    moved = outputs - model.centre
+    flat = moved.reshape(len(outputs), -1)
+    Q = (flat @ model.hessian(moved).reshape(len(outputs), -1).T).cpu().numpy()
+    c = (flat @ model.grad.reshape(-1) + prices).cpu().numpy()
+    return simplex_qp(0.5 * (Q + Q.T), c, weights)
+
+
+def _feasible_bound(
+    risk: Risk,
+    model: QuadraticRisk,
+    steepest: Steepest,
+    beta: float,
+    z: Tensor,
+    offset: Tensor,
+) -> tuple[float, Tensor]:
+    """Return R(z') - <lam', z' - c> and z' between z and the minimiser of the model.
+
+    Towards the minimiser lam' shrinks (for a quadratic in proportion to the distance left), so that
+    a feasible one exists on the way; the first is the best, up to the bisection. -inf without one.
+    """
+    target = model.minimizer()
+
+    def at(share: float) -> tuple[float, float, Tensor]:
+        point = z + share * (target - z)
+        value, lam = risk(point)
+        return steepest(lam)[1], value - float((lam * (point - offset)).sum()), point
+
+    size, bound, point = at(0.0)
+    if size <= beta:
+        return bound, point
+    best: tuple[float, Tensor] = (-math.inf, z)
+    low, high, share = 0.0, 1.0, 1.0 - beta / size * (1.0 - 1e-12)
+    for _ in range(_BISECTIONS):
+        size, bound, point = at(share)
+        if size <= beta:
+            high, best = share, (bound, point)
+            if size >= beta * (1.0 - _TIGHT):
+                break
+        else:
+            low = share
+        share = 0.5 * (low + high)
+    return best

@@ -1,0 +1,94 @@
+"""The unit direction in which a neuron would lower the loss the fastest: max_u |lam^T relu(X u)|.
+
+It is the dual norm of the path norm: a network that minimises R + beta sum_i |w_i||a_i| has
+|lam^T relu(X u)| <= beta for every unit u, lam the gradient of R at its output.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torch_wprox.certified.problem.batched_bfgs import polished
+from torch_wprox.certified.responses.planar import Sectors
+from torch_wprox.certified.responses.searched import Dictionary
+from torch_wprox.certified.responses.spatial import SpaceCells
+
+_REFINEMENT = 60
+_REFINED = 16
+
+
+class Steepest:
+    """Finds argmax over |u| = 1 of |lam^T relu(X u)|.
+
+    In a sector of the plane the function is |G^T u| with G = X^T(1_s lam): its maximum is at a ray
+    or at the top eigenvector of G G^T. The same holds in the cells of space (one output), whose
+    boundaries are planes. Other dimensions search a dictionary and ascend from its best entries.
+
+    Args:
+        features: X (n, d).
+        outputs: k.
+        exact_cells: As in :class:`~torch_wprox.certified.responses.best_response.BestResponse`.
+    """
+
+    def __init__(self, features: Tensor, outputs: int, exact_cells: int = 20_000) -> None:
+        n, d = features.shape
+        self._features = features
+        self._sectors = Sectors.of(features) if d == 2 else None
+        fits = d == 3 and outputs == 1 and 4 * n**2 <= exact_cells
+        self._cells = SpaceCells.of(features) if fits else None
+        searched = self._sectors is None and self._cells is None
+        self._dictionary = Dictionary(features, features[:0]) if searched else None
+        self.is_exact = not searched
+
+    def __call__(self, lam: Tensor) -> tuple[Tensor, float]:
+        """Return the direction (d,) and the maximum, for lam (n, k)."""
+        if self._sectors is not None:
+            candidates = _planar_candidates(self._sectors, lam)
+        elif self._cells is not None:
+            candidates = self._spatial_candidates(self._cells, lam)
+        else:
+            candidates = self._searched_candidates(lam)
+        sizes = ((candidates @ self._features.T).clamp_min(0.0) @ lam).norm(dim=1)
+        best = int(sizes.argmax())
+        return candidates[best], float(sizes[best])
+
+    def _spatial_candidates(self, cells: SpaceCells, lam: Tensor) -> Tensor:
+        found = [_planar_candidates(sectors, lam) @ basis.T for basis, sectors in cells.planes]
+        # Where |p.u| is largest inside a cell, u = +-p/|p|; elsewhere its true value is smaller
+        # than what another candidate has, so no membership test is needed.
+        slopes = cells.patterns.to(lam.dtype) @ (lam * self._features)
+        slopes = _unit(slopes)
+        return torch.cat([*found, slopes, -slopes])
+
+    def _searched_candidates(self, lam: Tensor) -> Tensor:
+        assert self._dictionary is not None
+        table = self._dictionary
+        sizes = (table.values @ lam).norm(dim=1)
+        start = table.directions[sizes.topk(min(_REFINED, len(sizes))).indices]
+        X = self._features
+
+        def function(v: Tensor) -> tuple[Tensor, Tensor]:
+            # -|q(v)|/|v| is constant along rays, and its descent stays near the sphere.
+            radius = v.norm(dim=1, keepdim=True)
+            hidden = v @ X.T
+            q = hidden.clamp_min(0.0) @ lam
+            size = q.norm(dim=1, keepdim=True)
+            grad = ((hidden > 0) * ((q / size.clamp_min(1e-300)) @ lam.T)) @ X
+            return -(size / radius)[:, 0], -grad / radius + size * v / radius**3
+
+        scale = 1.0 / max(float(sizes.max()), 1e-300)
+        found = _unit(polished(function, start, scale, max_rounds=_REFINEMENT).points)
+        table.learn(found)
+        return torch.cat([start, found])
+
+
+def _planar_candidates(sectors: Sectors, lam: Tensor) -> Tensor:
+    G = sectors.slopes(lam.T).permute(1, 2, 0)  # (S, 2, k)
+    top = torch.linalg.eigh(G @ G.mT)[1][..., -1]
+    return torch.cat([sectors.rays, top, -top])
+
+
+def _unit(v: Tensor) -> Tensor:
+    norm = v.norm(dim=1, keepdim=True)
+    return v / torch.where(norm > 0, norm, torch.ones_like(norm))

@@ -1,0 +1,123 @@
+"""One proximal step solved globally: relax, bound, round, search, polish."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+
+from torch_wprox.certified.bound.mixture import Relaxed
+from torch_wprox.certified.bound.relaxation import Bounded
+from torch_wprox.certified.problem.particle_problem import (
+    Configuration,
+    ParticleProblem,
+    Risk,
+    has_cells,
+)
+from torch_wprox.certified.problem.quadratic_model import (
+    QuadraticRisk,
+    local_quadratic,
+)
+from torch_wprox.certified.search.descent import descent
+from torch_wprox.certified.search.rounding import Table, dealt, rounded, swapped
+
+# Rounds of (second-order model of the loss at the present output, search on the model).
+_REMODELS = 4
+# LP vertices of the mixture's weights, where there are not too many weights.
+_VERTICES, _LP_WEIGHTS = 3, 20_000
+# A descent costs as much as this many searches over cells.
+_DEARER = 6
+
+
+def search(
+    problem: ParticleProblem,
+    risk: Risk,
+    bounded: Bounded,
+    *,
+    starts: int,
+    polish: int,
+    tolerance_gap: float,
+    precision: float,
+    seed: int,
+    evaluate: Callable[[Configuration], float],
+) -> Configuration:
+    """Round the relaxed solution to m particles and descend from there.
+
+    All roundings are compared on the second-order model of the loss at the relaxed solution; the
+    best is evaluated. A loss that is not a quadratic is then modelled anew at that point, and the
+    descent goes on from it.
+
+    Args:
+        problem: The particles.
+        risk: The loss as a function of the output.
+        bounded: The relaxed step.
+        starts: Roundings.
+        polish: Evaluations of the model per descent.
+        tolerance_gap: Stop rounding once the gap is below this share of the bound.
+        precision: Relative rounding error of the loss's gradient.
+        seed: Of the random roundings.
+        evaluate: P at a configuration, one closure evaluation.
+
+    Returns:
+        The best configuration found.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    relaxed, model = bounded.relaxed, bounded.model
+    if not model.is_exact:
+        value, lam = risk(relaxed.output)
+        model = local_quadratic(risk, relaxed.output, value, lam, precision)
+    descend = descent(problem, polish, generator)
+    goal = bounded.lower_bound + tolerance_gap * abs(bounded.lower_bound)
+    best, modelled = problem.start(), math.inf
+    for batch in _starts(problem, relaxed, model, generator, starts):
+        for x in descend(batch, model):
+            value = float(model.values(problem.output(x.points, x.offset))) + problem.price(x)
+            if value < modelled:
+                best, modelled = x, value
+        if modelled <= goal:
+            break
+    reached = evaluate(best)
+    for _ in range(0 if model.is_exact else _REMODELS):
+        z = problem.output(best.points, best.offset)
+        value, lam = risk(z)
+        model = local_quadratic(risk, z, value, lam, precision)
+        (x,) = descend([best], model)
+        found = evaluate(x)
+        if not found < reached - 1e-3 * tolerance_gap * abs(reached):
+            break
+        best, reached = x, found
+    return best
+
+
+def _starts(
+    problem: ParticleProblem,
+    relaxed: Relaxed,
+    model: QuadraticRisk,
+    generator: torch.Generator,
+    count: int,
+) -> Iterator[list[Configuration]]:
+    """Yield roundings of the mixture in batches.
+
+    Atoms are dealt out in proportion to their weights. Where the search moves between cells it
+    repairs the rest. A descent repairs less: it gets LP vertices first.
+    """
+    if problem.labels is not None:  # rows of several atoms do not make one permutation of anchors
+        order = relaxed.weights.argsort(descending=True).tolist()
+        for j in order[:count]:
+            yield [relaxed.atoms[j]]
+        return
+    if not has_cells(problem) and problem.width * len(relaxed.atoms) <= _LP_WEIGHTS:
+        yield rounded(problem, relaxed, model, generator, starts=_VERTICES)
+        count = max(1, count // _DEARER)
+    offset = torch.stack([a.offset for a in relaxed.atoms]).mT @ relaxed.weights
+    table = Table.of(problem, relaxed.atoms, offset, model)
+    size = max(1, count // 3)
+    for i in range(0, count, size):
+        batch = []
+        for _ in range(min(size, count - i)):
+            choice = dealt(problem, relaxed.weights, generator)
+            if not has_cells(problem):
+                choice, _ = swapped(table, choice)
+            batch.append(table.configuration(choice))
+        yield batch

@@ -1,0 +1,20 @@
+"""Running a closure many times as one function, on all ranks.
+
+A step evaluates the user's closure again and again and needs the same function every time: random
+numbers are replayed, gradients cleared, losses averaged over the ranks. This room holds what does
+that, what an optimizer refuses or warns about before it starts, and how ranks agree on a number.
+"""
+
+from torch_wprox.closure.guards import GradientWatch
+from torch_wprox.closure.ranks import Agree, alone, process_group_of
+from torch_wprox.closure.runner import CLOSURE_HELP, Closure, ClosureRunner
+
+__all__ = [
+    "CLOSURE_HELP",
+    "Agree",
+    "Closure",
+    "ClosureRunner",
+    "GradientWatch",
+    "alone",
+    "process_group_of",
+]
