@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -118,11 +118,10 @@ class Objective:
         grad: Its gradient, (N,).
         budget: Evaluations that may still be made.
         agree: Makes the numbers that decide (residual, loss, distances) the same on all ranks.
-        output_problem: Gives the same F as a function of a layer's output, for solvers that work
-            in the space of measures; None where there is no such layer.
         length: Step length of gradient descent on F that suited the last step; None: unknown.
 
     Attributes:
+        function: F, as given.
         start: The evaluation at the anchor.
         begin: Where a solver begins: the start, or the best point with its assignment renewed.
         best: The lowest finite evaluation so far; the step returns it.
@@ -138,17 +137,15 @@ class Objective:
         loss: Tensor,
         grad: Tensor,
         budget: int,
-        output_problem: Callable[[], Any] | None = None,
         agree: Agree = alone,
         length: float | None = None,
     ) -> None:
         self.blocks = blocks
         self.length = length
-        self.output_problem = output_problem
         self.bound: Bound | None = None
         self.evaluations_left = budget
         self.curvature = min(block.curvature for block in blocks)
-        self._loss_and_grad = loss_and_grad
+        self.function = loss_and_grad
         self._agree = agree
         self._rounding = 8 * torch.finfo(anchor.dtype).eps
         self._charted = any(block.chart is not None for block in blocks)
@@ -191,7 +188,7 @@ class Objective:
         """
         self.count_evaluation()
         x = self.project(v)
-        loss, grad = self._loss_and_grad(x)
+        loss, grad = self.function(x)
         evaluation = self._assess(v, x, loss, grad, settled=settled)
         self.last = evaluation
         if self._is_better(evaluation):

@@ -177,8 +177,7 @@ def test_diabetes_is_standardised_on_the_training_part_and_split_without_overlap
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_example_is_short_and_says_how_to_run_it(name: str) -> None:
+def test_example_has_cells_and_says_how_to_run_it(name: str) -> None:
     source = (ROOT / "lightning_examples" / f"{name}.py").read_text()
-    assert len(source.splitlines()) <= 100
     assert f"python -m lightning_examples.{name}" in source
     assert re.search(r"^# %% ", source, re.MULTILINE)

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from torch_wprox.certified.bound.relaxation import relax
 from torch_wprox.certified.search.search import search
+from torch_wprox.certified.step_problem import output_problem
+from torch_wprox.layers.mean_field import live_layers
 from torch_wprox.objective import BudgetExhausted, Objective
+from torch_wprox.particles.flat import FlatLoss
 from torch_wprox.report import Bound, Status
 from torch_wprox.solvers.lbfgs import LBFGS
 from torch_wprox.solvers.stopping import Stopping
@@ -94,22 +97,31 @@ class Global:
             ValueError: The parameters are not those of one MeanFieldLayer, they reach the loss by
                 another way than its output, or the loss is not convex in the output.
         """
-        if objective.output_problem is None:
+        function = objective.function
+        if not (isinstance(function, FlatLoss) and function.runner.is_alone):
             raise ValueError(
                 'solver="global" needs a MeanFieldLayer and a closure of one process: take '
                 'solver="bfgs" or "lbfgs"'
             )
         try:
-            return self._solve(objective)
+            return self._solve(objective, function)
         except BudgetExhausted:
             if objective.best is not objective.start:
                 return Status.MAX_EVAL, None
         # Too few evaluations for the relaxed problem: the ones kept descend locally.
         return LBFGS().minimize(objective, stopping, None)
 
-    def _solve(self, objective: Objective) -> tuple[Status, dict[str, Any] | None]:
-        assert objective.output_problem is not None
-        problem = objective.output_problem()
+    def _solve(
+        self, objective: Objective, function: FlatLoss
+    ) -> tuple[Status, dict[str, Any] | None]:
+        problem = output_problem(
+            function.parameters.views,
+            objective.blocks,
+            objective.anchor,
+            live_layers(),
+            function.runner,
+            objective.count_evaluation,
+        )
         particles, oracle = problem.particles, problem.oracle
 
         def thrifty(z: Tensor) -> tuple[float, Tensor]:

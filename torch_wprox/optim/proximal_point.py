@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from torch_wprox.certified.step_problem import output_problem
 from torch_wprox.closure.guards import (
     GradientWatch,
     checked_groups,
@@ -21,13 +20,12 @@ from torch_wprox.closure.guards import (
 from torch_wprox.closure.ranks import process_group_of
 from torch_wprox.closure.runner import CLOSURE_HELP, Closure, ClosureRunner
 from torch_wprox.distances.base import Distance
-from torch_wprox.layers.mean_field import live_layers
 from torch_wprox.objective import Objective
 from torch_wprox.optim import step, warm_start
 from torch_wprox.optim.blocks import blocks_of
 from torch_wprox.optim.catalog import distance_named, solver_named
 from torch_wprox.particles import layouts
-from torch_wprox.particles.flat import FlatParameters
+from torch_wprox.particles.flat import FlatLoss, FlatParameters
 from torch_wprox.report import Status, StepReport, unmoved
 from torch_wprox.solvers.base import Solver
 from torch_wprox.solvers.stopping import Stopping
@@ -165,19 +163,10 @@ class ProximalPoint(Optimizer):
         flat = FlatParameters([view for view, _ in movable])
         anchor = flat.read()
         grad = flat.read_grad(anchor)
-
-        evaluated_at = runner.runs
-
-        def loss_and_grad(x: Tensor) -> tuple[Tensor, Tensor]:
-            nonlocal evaluated_at
-            flat.write(x)
-            loss = runner()
-            evaluated_at = runner.runs
-            return loss, flat.read_grad(x)
-
+        function = FlatLoss(flat, runner)
         objective = Objective(
             blocks_of(flat, anchor, [group for _, group in movable], self._distance, runner.agree),
-            loss_and_grad,
+            function,
             anchor,
             loss,
             grad,
@@ -185,22 +174,13 @@ class ProximalPoint(Optimizer):
             agree=runner.agree,
             length=self._length,
         )
-        if runner.is_alone:
-            objective.output_problem = lambda: output_problem(
-                flat.views,
-                objective.blocks,
-                anchor,
-                live_layers(),
-                runner,
-                objective.count_evaluation,
-            )
         memory = warm_start.recall(self._carried, loss, grad)
         status, memory = step.minimized(objective, self._solver, self._stopping, memory)
         length = warm_start.learnt_length(objective, self._length)
         accepted = objective.best
         end = objective.project(accepted.point)
-        if accepted is not objective.last or runner.runs != evaluated_at:
-            loss_and_grad(end)  # logs, buffers and gradients are those of the accepted parameters
+        if accepted is not objective.last or not function.is_current:
+            function(end)  # logs, buffers and gradients are those of the accepted parameters
         carried = (
             None
             if memory is None

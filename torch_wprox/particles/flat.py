@@ -1,4 +1,4 @@
-"""All particle views of an optimizer as one flat vector."""
+"""All particle views of an optimizer as one flat vector, and the closure as a function of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from torch_wprox.closure.runner import ClosureRunner
 from torch_wprox.particles.views import View
 
 
@@ -45,6 +46,32 @@ class FlatParameters:
             (view, x[start : start + view.m * view.D].view(view.m, view.D))
             for view, start in zip(self.views, self.starts, strict=True)
         ]
+
+
+class FlatLoss:
+    """The closure as a function F of all parameters as one vector.
+
+    Args:
+        parameters: What is read and written.
+        runner: Runs the closure.
+    """
+
+    def __init__(self, parameters: FlatParameters, runner: ClosureRunner) -> None:
+        self.parameters = parameters
+        self.runner = runner
+        self._runs = runner.runs
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Move the parameters to ``x`` (N,); return F there (0-d) and its gradient (N,)."""
+        self.parameters.write(x)
+        loss = self.runner()
+        self._runs = self.runner.runs
+        return loss, self.parameters.read_grad(x)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the closure has not run elsewhere since the last call, or since the start."""
+        return self._runs == self.runner.runs
 
 
 def joined(parts: list[Tensor]) -> Tensor:
