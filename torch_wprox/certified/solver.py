@@ -33,8 +33,8 @@ class Global:
     Conditional gradient (or, where output weights train, its dual) solves it; the mixture found is
     rounded to m particles, which a local search improves. ``report.gap`` says how far from optimal
     the step can be; the bound is a proof (``report.certified``) where best responses are exact:
-    frozen output weights with two inputs (a bias counts) or three and few samples, and trained ones
-    with two inputs. Otherwise it is an estimate.
+    frozen output weights with two inputs (a bias counts) or three and up to about 300 samples, and
+    trained ones with two inputs. Otherwise it is an estimate.
 
     Args:
         tolerance_gap: Rounding ends when the gap is below this share of the bound.
@@ -75,7 +75,7 @@ class Global:
     max_iter: int = 300
     starts: int = 24
     polish: int = 2000
-    exact_cells: int = 20_000
+    exact_cells: int = 400_000
     seed: int = 0
 
     name = "global"

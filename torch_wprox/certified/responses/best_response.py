@@ -59,7 +59,7 @@ class BestResponse:
         is_exact: Whether every answer is a global minimiser, so that bounds are proofs.
     """
 
-    def __init__(self, problem: ParticleProblem, exact_cells: int = 20_000) -> None:
+    def __init__(self, problem: ParticleProblem, exact_cells: int = 400_000) -> None:
         self._problem = problem
         self._oracle = _oracle_for(problem, exact_cells)
         self.is_exact = self._oracle.is_exact

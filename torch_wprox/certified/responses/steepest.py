@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from torch_wprox.certified.problem.batched_bfgs import polished
+from torch_wprox.certified.responses.arrangement import Arrangement
 from torch_wprox.certified.responses.planar import Sectors
 from torch_wprox.certified.responses.searched import Dictionary
-from torch_wprox.certified.responses.spatial import SpaceCells
+from torch_wprox.certified.responses.spatial import farthest
 
 _REFINEMENT = 60
 _REFINED = 16
@@ -31,12 +32,12 @@ class Steepest:
         exact_cells: As in :class:`~torch_wprox.certified.responses.best_response.BestResponse`.
     """
 
-    def __init__(self, features: Tensor, outputs: int, exact_cells: int = 20_000) -> None:
+    def __init__(self, features: Tensor, outputs: int, exact_cells: int = 400_000) -> None:
         n, d = features.shape
         self._features = features
         self._sectors = Sectors.of(features) if d == 2 else None
         fits = d == 3 and outputs == 1 and 4 * n**2 <= exact_cells
-        self._cells = SpaceCells.of(features) if fits else None
+        self._cells = Arrangement.of(features) if fits else None
         searched = self._sectors is None and self._cells is None
         self._dictionary = Dictionary(features, features[:0]) if searched else None
         self.is_exact = not searched
@@ -53,13 +54,9 @@ class Steepest:
         best = int(sizes.argmax())
         return candidates[best], float(sizes[best])
 
-    def _spatial_candidates(self, cells: SpaceCells, lam: Tensor) -> Tensor:
-        found = [_planar_candidates(sectors, lam) @ basis.T for basis, sectors in cells.planes]
-        # Where |p.u| is largest inside a cell, u = +-p/|p|; elsewhere its true value is smaller
-        # than what another candidate has, so no membership test is needed.
-        slopes = cells.patterns.to(lam.dtype) @ (lam * self._features)
-        slopes = _unit(slopes)
-        return torch.cat([*found, slopes, -slopes])
+    def _spatial_candidates(self, cells: Arrangement, lam: Tensor) -> Tensor:
+        origin = self._features.new_zeros(1, 3)
+        return torch.cat([farthest(cells, sign * lam[:, 0], origin)[0] for sign in (1.0, -1.0)])
 
     def _searched_candidates(self, lam: Tensor) -> Tensor:
         assert self._dictionary is not None
