@@ -6,7 +6,15 @@ from torch_wprox.jko import EntropicJKO
 from torch_wprox.layers import GridLayer, MeanFieldLayer
 from torch_wprox.optim import FrobeniusProx, ProximalPoint, WassersteinProx, prox
 from torch_wprox.particles import particle_groups
-from torch_wprox.report import Bound, Certificate, JKOReport, Status, StepReport, TransportCounts
+from torch_wprox.report import (
+    Bound,
+    Certificate,
+    JKOReport,
+    Progress,
+    Status,
+    StepReport,
+    TransportCounts,
+)
 from torch_wprox.solvers import BFGS, LBFGS, FirstOrder, GradientDescent
 
 __all__ = [
@@ -24,6 +32,7 @@ __all__ = [
     "GridLayer",
     "JKOReport",
     "MeanFieldLayer",
+    "Progress",
     "ProximalPoint",
     "Sinkhorn",
     "Sliced",

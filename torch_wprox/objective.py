@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torch_wprox.closure.ranks import Agree, alone
+from torch_wprox.closure.watch import Watch
 from torch_wprox.distances.base import AnchoredDistance
 from torch_wprox.particles.flat import joined
 from torch_wprox.report import Bound
@@ -119,6 +120,7 @@ class Objective:
         budget: Evaluations that may still be made.
         agree: Makes the numbers that decide (residual, loss, distances) the same on all ranks.
         length: Step length of gradient descent on F that suited the last step; None: unknown.
+        watch: Told of every evaluation; may end the step. None: nothing is told.
 
     Attributes:
         function: F, as given.
@@ -139,9 +141,12 @@ class Objective:
         budget: int,
         agree: Agree = alone,
         length: float | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.blocks = blocks
         self.length = length
+        self.watch = Watch() if watch is None else watch
+        self._budget = budget
         self.bound: Bound | None = None
         self.evaluations_left = budget
         self.curvature = min(block.curvature for block in blocks)
@@ -176,16 +181,20 @@ class Objective:
             return v
         return joined([b.project(b.of(v)).reshape(-1) for b in self.blocks])
 
-    def evaluate(self, v: Tensor, *, settled: bool = False) -> Evaluation:
+    def evaluate(self, v: Tensor, *, settled: bool = False, final: bool = False) -> Evaluation:
         """Evaluate P at ``v`` (N,) by one run of the closure.
 
         Args:
             v: The point, (N,).
             settled: Whether the distances are those of fresh assignments, held ones being too long.
+            final: Whether it is made even after the watch ended the step, for its answer.
 
         Raises:
-            BudgetExhausted: ``max_eval`` is used up; nothing was evaluated.
+            BudgetExhausted: ``max_eval`` is used up, or the watch ended the step; nothing was
+                evaluated.
         """
+        if self.watch.has_ended and not final:
+            raise BudgetExhausted
         self.count_evaluation()
         x = self.project(v)
         loss, grad = self.function(x)
@@ -194,7 +203,24 @@ class Objective:
         if self._is_better(evaluation):
             self.best = evaluation
         self._lowest = min(self._lowest, evaluation.value)
+        if self.watch.is_needed:
+            self.tell(evaluation.value, evaluation.residual)
         return evaluation
+
+    def tell(
+        self, value: float, residual: float = math.nan, lower_bound: float | None = None
+    ) -> bool:
+        """Tell the watch of a value of P; return whether the step has to end.
+
+        Args:
+            value: P at the last point, or at the last round of the global solver.
+            residual: 2-norm of its gradient, NaN if it is not known.
+            lower_bound: The bound so far; None: that of ``bound``.
+        """
+        if lower_bound is None and self.bound is not None:
+            lower_bound = self.bound.lower_bound
+        evaluation = self._budget - self.evaluations_left + 1  # the first was at the anchor
+        return self.watch.note(evaluation, value, self.best.value, residual, lower_bound)
 
     def renew(self) -> bool:
         """Assign anew at the best point; return whether P is lower there, so that solving goes on.
@@ -202,7 +228,7 @@ class Objective:
         A solver that converged while an assignment was held has minimised an upper bound of P.
         """
         assigns = any(b.distance.assignment is not None for b in self.blocks)
-        if self.evaluations_left < 2 or not assigns:
+        if self.evaluations_left < 2 or self.watch.has_ended or not assigns:
             return False
         x = self.project(self.best.point)
         distances = [b.distance.settle(b.of(x)).value.item() / (2 * b.gamma) for b in self.blocks]

@@ -8,13 +8,16 @@ that, what an optimizer refuses or warns about before it starts, and how ranks a
 from torch_wprox.closure.guards import GradientWatch
 from torch_wprox.closure.ranks import Agree, alone, process_group_of
 from torch_wprox.closure.runner import CLOSURE_HELP, Closure, ClosureRunner
+from torch_wprox.closure.watch import Callback, Watch
 
 __all__ = [
     "CLOSURE_HELP",
     "Agree",
+    "Callback",
     "Closure",
     "ClosureRunner",
     "GradientWatch",
+    "Watch",
     "alone",
     "process_group_of",
 ]

@@ -30,6 +30,8 @@ def minimized(
     status, memory = solver.minimize(objective, stopping, memory)
     while status in _ENDED and objective.renew():
         status, memory = solver.minimize(objective, stopping, memory)
+    if objective.watch.has_ended:
+        status = Status.STOPPED
     known = all(b.distance.is_quadratic for b in objective.blocks)
     return status, memory if known else None
 
