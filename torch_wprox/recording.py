@@ -131,6 +131,13 @@ class TrajectoryRecorder:
         name = self._named(name)
         return self._stacked([s.masses[name] for s in self.snapshots])
 
+    def signs(self, name: str | None = None) -> Tensor | None:
+        """Signs of the output weights of a cloud's neurons now, (m,); None where it has none."""
+        name = self._named(name)
+        module = dict(self._model.named_modules()).get("" if name == "cloud" else name)
+        signs = getattr(module, "signs", None)
+        return _kept(signs) if isinstance(signs, Tensor) else None
+
     def outputs(self) -> Tensor:
         """The model's outputs at ``inputs`` at all times, (T, ...)."""
         found = [s.outputs for s in self.snapshots if s.outputs is not None]

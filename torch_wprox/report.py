@@ -122,6 +122,12 @@ class StepReport:
         lower_bound: A bound below the global minimum of P; None unless solved globally.
         gap: ``objective - lower_bound``; None unless solved globally.
         certified: True only if ``lower_bound`` is proved (exact best responses).
+
+    Example:
+        >>> print(unmoved(1.0, Status.NO_MOVE, 1))
+        no_move after 1 evaluation: loss 1 -> 1
+        objective 1, residual 0
+        squared distance 0 (Wasserstein 0, Frobenius 0), 0% of the particles exchanged
     """
 
     status: Status
@@ -134,11 +140,33 @@ class StepReport:
     frobenius_sq: float
     permuted_fraction: float | None
     residual: float
-    assignment: Tensor | tuple[Tensor, ...] | None = None
+    assignment: Tensor | tuple[Tensor, ...] | None = field(default=None, repr=False)
     transport: TransportCounts = field(default_factory=TransportCounts)
     lower_bound: float | None = None
     gap: float | None = None
     certified: bool = False
+
+    def __str__(self) -> str:
+        """Return the numbers that a reader looks for, in three or four short lines."""
+        lines = [
+            f"{self.status} after {counted(self.evaluations, 'evaluation')}: "
+            f"loss {self.loss_before:.6g} -> {self.loss_after:.6g}",
+            f"objective {self.objective:.6g}, residual {self.residual:.3g}",
+            f"squared distance {self.distance_sq:.4g}{self._moved()}",
+        ]
+        if self.lower_bound is not None and self.gap is not None:
+            kind = "proved (for a loss convex in the output)" if self.certified else "estimated"
+            share = self.gap / max(abs(self.lower_bound), 1e-300)
+            lines.append(f"{kind} lower bound {self.lower_bound:.6g}, gap {share:.3%}")
+        return "\n".join(lines)
+
+    def _moved(self) -> str:
+        if self.wasserstein_sq is None or self.permuted_fraction is None:
+            return f" (Frobenius {self.frobenius_sq:.4g}, Wasserstein not computed)"
+        return (
+            f" (Wasserstein {self.wasserstein_sq:.4g}, Frobenius {self.frobenius_sq:.4g}), "
+            f"{self.permuted_fraction:.0%} of the particles exchanged"
+        )
 
 
 def unmoved(loss: float, status: Status, evaluations: int) -> StepReport:
@@ -193,6 +221,16 @@ class JKOReport:
     mean_displacement: float
     epsilon: float
     tau: float
+
+    def __str__(self) -> str:
+        """Return the numbers that a reader looks for, in two short lines."""
+        return (
+            f"{self.status} after {counted(self.iterations, 'iteration')} and "
+            f"{counted(self.evaluations, 'evaluation')}: "
+            f"loss {self.loss_before:.6g} -> {self.loss_after:.6g}\n"
+            f"objective {self.objective:.6g}, residual {self.residual:.3g}, mean displacement "
+            f"{self.mean_displacement:.4g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -254,3 +292,8 @@ def numbers_of(report: Report) -> dict[str, Any]:
         **numbers,
         **{f"transport_{name}": count for name, count in counts.items()},
     }
+
+
+def counted(number: int, noun: str) -> str:
+    """Return the number with its noun, as in "1 evaluation" and "2 evaluations"."""
+    return f"{number} {noun}" + "s" * (number != 1)

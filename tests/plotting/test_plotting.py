@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
-from torch_wprox import Certificate, Status, StepReport, plotting
+from torch_wprox import Certificate, MeanFieldLayer, Status, StepReport, plotting
+from torch_wprox.recording import TrajectoryRecorder
 
 
 @pytest.fixture(autouse=True)
@@ -191,3 +193,56 @@ def test_a_bound_is_called_proved_only_if_every_one_is(certified: bool) -> None:
 def test_a_report_without_a_bound_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"'ours' has no lower bound: use certify"):
         plotting.plot_certificates({"ours": ([1], [report()])})
+
+
+def test_a_recorder_is_drawn_as_its_positions_with_its_signs() -> None:
+    layer = MeanFieldLayer(1, width=4, parameterization="signed")
+    recorder = TrajectoryRecorder(layer)
+    recorder.record()
+    with torch.no_grad():
+        layer.particles += 1
+    recorder.record()
+    with plotting.style():
+        ax = plotting.plot_trajectories(recorder)
+        same = plotting.plot_trajectories(recorder.positions(), layer.signs)
+    drawn, expected = ([line.get_xydata() for line in a.lines] for a in (ax, same))
+    assert len(drawn) == len(expected) > 0
+    for one, other in zip(drawn, expected, strict=True):
+        assert (one == other).all()
+
+
+def test_losses_alone_are_drawn_beside_reports() -> None:
+    with plotting.style():
+        ax = plotting.plot_descent({"prox": [report()], "Adam": [1.0, 0.9, 0.8]})
+    labels = [line.get_label() for line in ax.lines]
+    assert "Adam: loss $F(W_t)$" in labels
+    (adam,) = [line for line in ax.lines if line.get_label().startswith("Adam")]
+    assert adam.get_ydata().tolist() == [1.0, 0.9, 0.8]
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plotting.plot_descent([1.0, 2.0]), "runs must be a dict"),
+        (lambda: plotting.plot_descent({"a": ["x"]}), "must be the reports of its steps"),
+        (lambda: plotting.plot_descent({"a": 3}), None),
+        (lambda: plotting.plot_trajectories([1, 2]), "positions must be a tensor"),
+        (lambda: plotting.plot_function(torch.nn.Linear(1, 1), 1, 2), "x must be the inputs"),
+        (lambda: plotting.plot_function(torch.ones(3), torch.ones(3), 5), "curves must be a model"),
+    ],
+)
+def test_a_wrong_type_is_refused_in_words(draw: Any, message: str | None) -> None:
+    if message is None:
+        draw()  # one number is one loss
+        return
+    with pytest.raises(TypeError, match=message):
+        draw()
+
+
+def test_a_model_is_drawn_around_its_data() -> None:
+    x = torch.linspace(-1, 1, 5)[:, None]
+    model = torch.nn.Linear(1, 1)
+    ax = plotting.plot_function(x, x.sin(), {"fit": model})
+    grid, values = ax.lines[0].get_data()
+    assert grid[0] == pytest.approx(-1.2)
+    assert values[0] == pytest.approx(model(torch.tensor([[-1.2]])).item(), rel=1e-5)

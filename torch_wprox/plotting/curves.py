@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -13,11 +13,16 @@ from torch_wprox.report import StepReport
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from torch_wprox.recording import TrajectoryRecorder
     from torch_wprox.report import Certificate
 
 
+if TYPE_CHECKING:
+    Descent = Sequence[StepReport] | Sequence[float] | Tensor | TrajectoryRecorder
+
+
 def plot_descent(
-    runs: Mapping[str, Sequence[StepReport]],
+    runs: Mapping[str, Descent],
     ax: Axes | None = None,
     *,
     permuted: bool = True,
@@ -26,9 +31,12 @@ def plot_descent(
 
     Solid: F(W_t). Dashed and dotted: W2^2 and Frobenius^2 between W_{t-1} and W_t. Thick and pale,
     on a second axis to the right: the fraction of particles that the optimal assignment exchanges.
+    A descent given by its losses alone, such as a run of Adam, has the solid line only.
 
     Args:
-        runs: Name of a descent to the reports of its steps; one colour each.
+        runs: Name of a descent to the reports of its steps, to a
+            :class:`~torch_wprox.recording.TrajectoryRecorder` that has them, or to its losses, the
+            first one before the first step. One colour each.
         ax: Where to draw; None: a new figure.
         permuted: Whether to draw the permuted fraction.
 
@@ -37,37 +45,55 @@ def plot_descent(
 
     Raises:
         ValueError: ``runs`` is empty.
+        TypeError: A descent is none of the above.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("agg")
+        >>> ax = plot_descent({"Adam": [1.0, 0.5, 0.25]})
+        >>> [line.get_label() for line in ax.lines]
+        ['Adam: loss $F(W_t)$']
 
     Source: the figures of the note (Mercklé 2024), section 3.
     """
-    if not any(runs.values()):
-        raise ValueError("runs must hold the reports of at least one step")
+    if not isinstance(runs, Mapping):
+        raise TypeError(
+            f'runs must be a dict such as {{"Adam": losses}} or {{"prox": reports}}, got '
+            f"{type(runs).__name__}"
+        )
+    descents = {name: _losses_and_reports(name, run) for name, run in runs.items()}
+    if not any(losses for losses, _ in descents.values()):
+        raise ValueError("runs must hold the reports or the losses of at least one step")
     from matplotlib.ticker import MaxNLocator
 
     ax = axes_or_new(ax)
+    permuted = permuted and any(reports for _, reports in descents.values())
     fraction = ax.twinx() if permuted else None
     drawn: list[Any] = []
-    for (name, reports), color in zip(runs.items(), colors(), strict=False):
+    for (name, (losses, reports)), color in zip(descents.items(), colors(), strict=False):
         steps = range(1, len(reports) + 1)
-        losses = [reports[0].loss_before, *(r.loss_after for r in reports)]
         label = f"{name}: loss $F(W_t)$"
         drawn += ax.plot(range(len(losses)), losses, color=color, marker="o", ms=3, label=label)
         for kind, symbol, line in (
-            ("wasserstein_sq", r"$W_2^2(W_t, W_{t-1})$", "--"),
-            ("frobenius_sq", r"$\frac{1}{m}|W_t - W_{t-1}|_F^2$", ":"),
+            ()
+            if not reports
+            else (
+                ("wasserstein_sq", r"$W_2^2(W_t, W_{t-1})$", "--"),
+                ("frobenius_sq", r"$\frac{1}{m}|W_t - W_{t-1}|_F^2$", ":"),
+            )
         ):
             values = [_positive(getattr(r, kind)) for r in reports]
             drawn += ax.plot(steps, values, color=color, ls=line, label=f"{name}: {symbol}")
-        if fraction is not None:
+        if fraction is not None and reports:
             values = [_number(r.permuted_fraction) for r in reports]
             label = f"{name}: permuted fraction"
             drawn += fraction.plot(steps, values, color=color, lw=6, alpha=0.25, label=label)
     ax.set_yscale("log")
     # Distances that are rounding must not set the scale.
-    largest = max(r.loss_before for reports in runs.values() for r in reports)
+    largest = max(loss for losses, _ in descents.values() for loss in losses)
     ax.set_ylim(bottom=max(ax.get_ylim()[0], 1e-12 * largest))
     ax.set_xlabel("step $t$")
-    ax.set_ylabel("loss; squared distance between iterates")
+    distances = any(reports for _, reports in descents.values())
+    ax.set_ylabel("loss; squared distance between iterates" if distances else "loss")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if fraction is not None:
         fraction.set_ylim(-0.02, 1.02)
@@ -194,6 +220,25 @@ def plot_certificates(
     ax.set_ylabel(ylabel)
     legend_above(ax, columns=2)
     return ax
+
+
+def _losses_and_reports(name: str, run: Any) -> tuple[list[float], list[StepReport]]:
+    """Return the losses of a descent, from before its first step on, and its reports if any."""
+    if callable(recorded := getattr(run, "reports", None)):
+        run = recorded()
+    if not isinstance(run, Iterable):
+        run = [run]
+    reports = list(run.tolist() if isinstance(run, Tensor) else run)
+    if all(isinstance(r, StepReport) for r in reports):
+        return [*(r.loss_before for r in reports[:1]), *(r.loss_after for r in reports)], reports
+    try:
+        return [float(loss) for loss in reports], []
+    except (TypeError, ValueError):
+        kinds = sorted({type(r).__name__ for r in reports})
+        raise TypeError(
+            f"runs[{name!r}] must be the reports of its steps (opt.report after each), a "
+            f"TrajectoryRecorder, or its losses as numbers, got a sequence of {', '.join(kinds)}"
+        ) from None
 
 
 def _number(value: float | None) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_wprox.plotting.look import (
     GREY,
@@ -22,9 +22,11 @@ from torch_wprox.plotting.look import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from torch_wprox.recording import TrajectoryRecorder
+
 
 def plot_trajectories(
-    positions: Tensor,
+    positions: Tensor | TrajectoryRecorder,
     signs: Tensor | None = None,
     ax: Axes | None = None,
     *,
@@ -34,28 +36,38 @@ def plot_trajectories(
     line: str = "-",
     name: str = "",
 ) -> Axes:
-    """Draw the way of every particle, with a circle where it began.
+    """Draw the trajectory of every particle, with a circle where it began.
 
     Negative neurons are blue, positive ones vermilion. A neuron changes the data that it activates
     where it crosses one of the grey lines <x_j, w> + b = 0. Call it twice on one axes, with two
     values of ``line``, to compare two descents.
 
     Args:
-        positions: (T, m, D).
+        positions: (T, m, D), or a :class:`~torch_wprox.recording.TrajectoryRecorder` of one cloud,
+            which knows the signs too.
         signs: (m,), None where there are none: all neurons in one colour.
         ax: Where to draw; None: a new figure.
         inputs: Data x_j, (n,) or (n, 1): draws their activation lines, for coordinates (w, b); or
             (n, 2) for neurons without a bias: the lines <x_j, w> = 0.
         coordinates: The two columns of a particle to draw.
         labels: Of the axes.
-        line: Line style of the ways.
+        line: Line style of the trajectories.
         name: Of the descent, for the legend.
 
     Raises:
         ValueError: ``positions`` is not (T, m, D) with D >= 2, or ``signs`` is not (m,).
+        TypeError: ``positions`` is neither a tensor nor a recorder.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("agg")
+        >>> ax = plot_trajectories(torch.randn(11, 6, 2), signs=torch.tensor([1.0, -1.0] * 3))
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('weight $w$', 'bias $b$')
 
     Source: the figures of the note (Mercklé 2024), sections 2 and 3.
     """
+    if not isinstance(positions, Tensor):
+        positions, signs = _recorded(positions, signs)
     if positions.ndim != 3 or positions.shape[2] < 2:
         raise ValueError(
             f"positions must be (T, m, D) with D >= 2, got shape {tuple(positions.shape)}"
@@ -89,7 +101,7 @@ def plot_trajectories(
 def plot_function(
     x: Tensor,
     y: Tensor,
-    curves: Mapping[str, tuple[Tensor, Tensor]],
+    curves: nn.Module | Mapping[str, nn.Module | tuple[Tensor, Tensor]],
     ax: Axes | None = None,
 ) -> Axes:
     """Draw data points and the functions that were fitted to them.
@@ -97,9 +109,24 @@ def plot_function(
     Args:
         x: Inputs of the data, (n,) or (n, 1).
         y: Labels, (n,) or (n, 1).
-        curves: Name to (inputs, outputs) of a function on a grid, each (N,) or (N, 1).
+        curves: The fitted model, or name to a model, or name to (inputs, outputs) of a function on
+            a grid, each (N,) or (N, 1). Models are drawn a tenth beyond the data on both sides.
         ax: Where to draw; None: a new figure.
+
+    Raises:
+        TypeError: An argument is of another type.
+        ValueError: The inputs are not one number each.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("agg")
+        >>> x = torch.linspace(-1, 1, 5)[:, None]
+        >>> ax = plot_function(x, x.sin(), nn.Linear(1, 1))
+        >>> [line.get_label() for line in ax.lines]
+        ['model', 'data $(x_j, y_j)$']
     """
+    if isinstance(x, nn.Module):
+        raise TypeError("x must be the inputs of the data: call plot_function(x, y, model)")
+    curves = _on_grids(x, {"model": curves} if isinstance(curves, nn.Module) else curves)
     ax = axes_or_new(ax)
     for (name, (grid, values)), color, line in zip(
         curves.items(), colors(), ("-", "--", "-.", ":") * 3, strict=False
@@ -113,6 +140,42 @@ def plot_function(
     ax.set_ylabel("output $f(x)$")
     legend_above(ax, columns=min(len(curves) + 1, 3))
     return ax
+
+
+def _recorded(recorder: Any, signs: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return positions (T, m, D) and signs (m,) that a recorder of one cloud has."""
+    if not hasattr(recorder, "snapshots"):
+        raise TypeError(
+            "positions must be a tensor (T, m, D) or a TrajectoryRecorder, got "
+            f"{type(recorder).__name__}"
+        )
+    if len(recorder.names) != 1:
+        raise ValueError(
+            f"the recorder has the clouds {recorder.names}: draw one of them, "
+            "plot_trajectories(recorder.positions(name))"
+        )
+    return recorder.positions(), recorder.signs() if signs is None else signs
+
+
+@torch.no_grad()
+def _on_grids(
+    x: Tensor, curves: Mapping[str, nn.Module | tuple[Tensor, Tensor]]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return every curve as (inputs, outputs), models evaluated around the data."""
+    if not isinstance(curves, Mapping):
+        raise TypeError(
+            'curves must be a model, or a dict such as {"fit": model} or {"fit": (grid, '
+            f"outputs)}}, got {type(curves).__name__}"
+        )
+    if x.numel() != len(x):
+        raise ValueError(f"x must be (n,) or (n, 1): one input each, got shape {tuple(x.shape)}")
+    low, high = float(x.min()), float(x.max())
+    beyond = 0.1 * (high - low)
+    grid = torch.linspace(low - beyond, high + beyond, 401).to(x)[:, None]
+    return {
+        name: (grid, curve(grid)) if isinstance(curve, nn.Module) else curve
+        for name, curve in curves.items()
+    }
 
 
 def _activation_lines(ax: Axes, inputs: Tensor) -> None:
