@@ -16,12 +16,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("layers", "closure"),
     ("particles", "distances"),
-    ("objective",),
+    ("objective", "recording"),
     ("solvers",),
     ("certified", "jko", "maps"),
-    ("optim", "recording", "plotting"),
-    ("lightning", "plane"),
-    ("",),  # torch_wprox itself: the public names
+    ("optim", "plotting"),
+    ("lightning", "plane", ""),  # "" is torch_wprox itself: the public names
 )
 # The tower of certified/, the same way.
 CERTIFIED = (
