@@ -153,6 +153,8 @@ class Objective:
         self.function = loss_and_grad
         self._agree = agree
         self._rounding = 8 * torch.finfo(anchor.dtype).eps
+        # Squares of smaller numbers lose digits, or all of them.
+        self._least_norm = torch.finfo(anchor.dtype).tiny ** 0.5 / torch.finfo(anchor.dtype).eps
         self._charted = any(block.chart is not None for block in blocks)
         self.start = self.begin = self._assess(anchor, anchor, loss, grad)
         self.best = self.start
@@ -326,9 +328,19 @@ class Objective:
             # one rank and leave the others waiting for it.
             local = torch.tensor([residual, *numbers], dtype=torch.float64)
             residual, *numbers = self._agree(local).tolist()
+        if not self._least_norm < residual < math.inf:
+            residual = _scaled_norm(grad)
         products = [weight * n for (weight, _), n in zip(terms, numbers, strict=True)]
         loss = sum(products[: len(loss_terms)])
         value = loss + sum(products[len(loss_terms) :])
         if not (math.isfinite(value) and math.isfinite(residual)):
             value = math.inf
         return residual, loss, value
+
+
+def _scaled_norm(grad: Tensor) -> float:
+    """Return the 2-norm of a gradient whose squares overflow or vanish."""
+    largest = grad.abs().max().item()
+    if not 0 < largest < math.inf:
+        return float(largest)
+    return float(largest * torch.linalg.vector_norm(grad / largest).item())

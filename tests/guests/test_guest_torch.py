@@ -437,7 +437,7 @@ def test_the_last_of_at_most_max_eval_evaluations_is_at_the_accepted_parameters(
         ({"inexact": 1.0}, r"inexact must be in \[0, 1\)"),
         ({"distance": "w2"}, "distance must be one of .*'emd'"),
         ({"solver": "newton"}, "solver must be one of .*'auto'"),
-        ({"classes": "signs"}, "classes must be 'sign', None or an integer tensor"),
+        ({"classes": "signs"}, "classes must be 'sign', None or integer labels"),
         ({"classes": torch.tensor([0, 1])}, r"integer labels of shape \(3,\)"),
         ({"classes": torch.rand(3)}, "integer labels"),
         ({"process_group": "all"}, 'process_group must be "auto", None or a group'),

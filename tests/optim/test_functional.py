@@ -186,13 +186,16 @@ def test_zero_gamma_and_one_evaluation_do_not_move(kwargs: dict[str, float]) -> 
     [
         (lambda: prox(torch.sum, torch.ones(3), 1.0), r"W must be .*\(m, D\), got shape \(3,\)"),
         (lambda: prox(torch.sum, torch.ones(3, 1), -1.0), r"gamma must be > 0 .*got -1.0"),
-        (lambda: prox(torch.sum, torch.ones(3, 1), 1.0, max_eval=0), "max_eval must be >= 1"),
+        (
+            lambda: prox(torch.sum, torch.ones(3, 1), 1.0, max_eval=0),
+            "max_eval must be an integer >= 1, got 0",
+        ),
         (lambda: prox(torch.sum, torch.ones(3, 1), 1.0, distance="w2"), "distance must be one of"),
         (lambda: prox(torch.sum, torch.ones(3, 1), 1.0, solver="sgd"), "solver must be one of"),
         (lambda: wasserstein_sq(torch.ones(3, 2), torch.ones(3, 1)), "X and Y must be"),
         (
             lambda: wasserstein_sq(torch.ones(3, 2), torch.ones(2, 2), a=torch.ones(2) / 2),
-            r"a must be \(3,\) masses",
+            r"a must be \(3,\) real masses",
         ),
         (
             lambda: wasserstein_sq(torch.ones(2, 2), torch.ones(2, 2), a=torch.ones(2)),

@@ -13,7 +13,7 @@ PACKAGE = Path(torch_wprox.__file__).parent
 
 # From the ground floor up; rooms on one floor do not import each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("report",),
+    ("report", "arguments"),
     ("layers", "closure"),
     ("particles", "distances"),
     ("objective", "recording"),

@@ -21,7 +21,7 @@ def process_group_of(choice: Any) -> dist.ProcessGroup | None:
     """Return the group that ``process_group`` means: "auto", None or a group.
 
     Raises:
-        ValueError: ``choice`` is another string.
+        ValueError: ``choice`` is something else.
     """
     if isinstance(choice, str):
         if choice != "auto":
@@ -29,6 +29,12 @@ def process_group_of(choice: Any) -> dist.ProcessGroup | None:
         if not (dist.is_available() and dist.is_initialized()):
             return None
         choice = dist.group.WORLD
+    if choice is not None and not _is_group(choice):
+        raise ValueError(f'process_group must be "auto", None or a group, got {choice!r}')
     if choice is None or dist.get_world_size(choice) == 1:
         return None
     return choice  # type: ignore[no-any-return]
+
+
+def _is_group(choice: Any) -> bool:
+    return dist.is_available() and isinstance(choice, dist.ProcessGroup)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from torch_wprox.closure.guards import BackwardWatch
 from torch_wprox.closure.ranks import Agree, alone
 
 # Averaged gradients are equal to the bit; their norms to the order of summation.
@@ -37,6 +38,8 @@ class ClosureRunner:
     Attributes:
         runs: How often the closure ran.
         first_loss: What the first run returned, detached: the rank's own loss, not the mean.
+        objection: Key and text of a warning, if the closure does not leave the gradients that
+            backward() made; None if it does.
         agree: Makes a tensor the same on all ranks of the group: that of its first rank.
 
     Args:
@@ -66,6 +69,8 @@ class ClosureRunner:
         self._random_start = self._random_state()
         self._random_end: list[Tensor] | None = None
         self._is_random = False
+        self._kinds = [(p.shape, p.dtype) for p in self._parameters]
+        self.objection: tuple[str, str] | None = None
         self.runs = 0
         self.first_loss: Any = None
         self.last_loss: Tensor = torch.tensor(float("nan"))
@@ -83,10 +88,15 @@ class ClosureRunner:
             self._set_random_state(self._random_start)
         for p in self._parameters:
             p.grad = None
-        with torch.enable_grad():
-            returned = self._closure() if not self._autocast else self._in_autocast()
+        returned = self._watched() if self.runs == 0 else self._returned()
         self.runs += 1
         loss = self._as_scalar(returned)
+        if [(p.shape, p.dtype) for p in self._parameters] != self._kinds:
+            raise RuntimeError(
+                "the closure gave a parameter another shape or dtype: only its values may change "
+                "in a step. Resize or convert the model between two steps, and make the optimizer "
+                "again"
+            )
         if self.runs == 1:
             self.first_loss = returned.detach() if isinstance(returned, Tensor) else returned
             self._random_end = self._random_state()
@@ -97,6 +107,19 @@ class ClosureRunner:
             self._require_shared_gradients()
         self.last_loss = self._averaged(loss)
         return self.last_loss
+
+    def _watched(self) -> Any:
+        """Run the closure for the first time, and see what it does to the gradients."""
+        with BackwardWatch(self._parameters) as watch:
+            returned = self._returned()
+        # DistributedDataParallel itself writes to gradients after their hooks.
+        if not (dist.is_available() and dist.is_initialized()):
+            self.objection = watch.objection()
+        return returned
+
+    def _returned(self) -> Any:
+        with torch.enable_grad():
+            return self._closure() if not self._autocast else self._in_autocast()
 
     def _in_autocast(self) -> Any:
         """Run the closure under the caller's autocast."""
@@ -145,6 +168,11 @@ class ClosureRunner:
                 raise RuntimeError(
                     f"closure must return one number, got a tensor of shape "
                     f"{tuple(returned.shape)}: reduce the loss (.mean() or .sum()) before returning"
+                )
+            if returned.is_complex():
+                raise RuntimeError(
+                    f"closure must return a real loss, got {returned.dtype}: take its .real part "
+                    "or its .abs(), and call backward() on that"
                 )
             return returned.detach().reshape(())
         with suppress(TypeError, ValueError):

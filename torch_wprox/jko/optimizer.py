@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from torch_wprox.closure.guards import GradientWatch, checked_groups, chosen_step_size
+from torch_wprox.closure.guards import chosen_step_size
+from torch_wprox.closure.optimizer import ClosureOptimizer
 from torch_wprox.closure.ranks import process_group_of
-from torch_wprox.closure.runner import CLOSURE_HELP, Closure, ClosureRunner
+from torch_wprox.closure.runner import ClosureRunner
 from torch_wprox.jko.plan import Plan
 from torch_wprox.jko.step import MethodName, StepOptions, take_step
 from torch_wprox.layers.grid import GridLayer, checked_measure
@@ -25,7 +26,7 @@ _STALLED_STEPS, _STALLED_BY = 3, 1e-3
 _log = logging.getLogger(__name__)
 
 
-class EntropicJKO(Optimizer):
+class EntropicJKO(ClosureOptimizer[JKOReport]):
     r"""Entropic JKO steps: the Wasserstein gradient flow of a :class:`~torch_wprox.GridLayer`.
 
     .. math:: p_{t+1} = \arg\min_p\; W_\varepsilon(p, p_t) + \tau f(p), \qquad \tau = 2\gamma,
@@ -82,6 +83,8 @@ class EntropicJKO(Optimizer):
     Wasserstein gradient flows, 2015.
     """
 
+    _section = "jko"
+
     def __init__(
         self,
         layer: GridLayer,
@@ -115,15 +118,10 @@ class EntropicJKO(Optimizer):
             max_rounds=max_rounds,
             precision=precision,
         )
-        process_group_of(process_group)
-        self.report: JKOReport | None = None
         self.plan: Plan | None = None
         self._layer = layer
-        self._process_group = process_group
-        self._watch = GradientWatch()
-        self._warned: set[str] = set()
         self._stalled = 0
-        super().__init__([layer.weight], {"lr": step_size})
+        super().__init__([layer.weight], {"lr": step_size}, process_group=process_group)
 
     @property
     def layer(self) -> GridLayer:
@@ -144,52 +142,24 @@ class EntropicJKO(Optimizer):
             )
         super().add_param_group(param_group)
 
-    @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Any:
-        """Take one JKO step.
-
-        Args:
-            closure: Clears the gradients, computes the loss, calls backward, returns the loss. It
-                runs several times, the last time at the accepted weights.
-
-        Returns:
-            The first loss (at the anchor), detached.
-
-        Raises:
-            RuntimeError: ``closure`` is missing, returns no loss, or does not fit the method.
-                After an exception the weights are back at the anchor.
-            ValueError: The weights are no probability.
-        """
-        if closure is None:
-            raise RuntimeError(
-                f"EntropicJKO.step needs a closure:\n{CLOSURE_HELP}\n"
-                "Gradient scalers (precision 16-mixed, DeepSpeed) call step() without one: use "
-                'precision "bf16-mixed" or "32-true" there'
-            )
-        checked_groups(self.param_groups)
+    def _trained(self) -> list[Tensor]:
         weight = self._weight()
         checked_measure(weight)
-        if "accumulation" not in self._warned and self._watch.warn_if_foreign([weight]):
-            self._warned.add("accumulation")
         group = process_group_of(self._process_group)
         if group is not None and self._options.method != "krylov":
             raise RuntimeError(
                 f'method="{self._options.method}" needs the outputs of all ranks in one process: '
                 'use method="krylov" with several ranks'
             )
-        runner = ClosureRunner(closure, [weight], group)
-        anchor = weight.detach().clone()
-        try:
-            tau = 2.0 * float(self.param_groups[0]["lr"])
-            self.report, self.plan = take_step(self._layer, runner, tau, self._options)
-        except BaseException:
-            weight.copy_(anchor)
-            raise
-        finally:
-            runner.finish()
-        self._watch.remember([weight])
-        self._say_what_happened(self.report, weight)
-        return runner.first_loss
+        return [weight]
+
+    def _take(
+        self, runner: ClosureRunner, parameters: list[Tensor], snapshot: list[Tensor]
+    ) -> JKOReport:
+        tau = 2.0 * float(self.param_groups[0]["lr"])
+        report, self.plan = take_step(self._layer, runner, tau, self._options)
+        self._say_what_happened(report, parameters[0])
+        return report
 
     def _weight(self) -> Tensor:
         weight: Tensor = self.param_groups[0]["params"][0]
@@ -237,29 +207,15 @@ class EntropicJKO(Optimizer):
                 "only. Make the layer with a larger mass or wider axes",
             )
 
-    def _say_once(self, key: str, message: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            warnings.warn(message, stacklevel=6)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state: plain values, loads with ``weights_only=True``."""
-        state = super().state_dict()
-        state["jko"] = {
+    def _own_state(self) -> dict[str, Any]:
+        return {
             "method": self._options.method,
             "debiased": self._options.debiased,
             "epsilon": self.epsilon,
             "stalled": self._stalled,
         }
-        return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state.
-
-        Raises:
-            ValueError: It was saved with another epsilon, method or debiasing.
-        """
-        saved = state_dict.get("jko", {})
+    def _checked_state(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         for name in ("method", "debiased", "epsilon"):
             own = getattr(self._options, name)
             if saved.get(name, own) != own:
@@ -267,16 +223,13 @@ class EntropicJKO(Optimizer):
                     f"the state was saved with {name}={saved[name]!r}, this optimizer has "
                     f"{name}={own!r}: construct it with the same {name}"
                 )
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "jko"})
-        self._stalled = int(saved.get("stalled", 0))
+        stalled = saved.get("stalled", 0)
+        if isinstance(stalled, bool) or not isinstance(stalled, int) or stalled < 0:
+            raise ValueError(f"the state is corrupt: stalled must be a count, got {stalled!r}")
+        return {"stalled": stalled}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return all attributes: the base class would drop ours (hooks stay behind, as there)."""
-        kept = {k: v for k, v in self.__dict__.items() if not k.startswith("_optimizer_")}
-        kept["_watch"] = GradientWatch()
-        if not isinstance(self._process_group, str | None):
-            kept["_process_group"] = "auto"  # a group cannot leave its process
-        return kept
+    def _adopt(self, state: dict[str, Any]) -> None:
+        self._stalled = state["stalled"]
 
     def __repr__(self) -> str:
         """Say the options and the step size."""

@@ -29,9 +29,15 @@ def distance_named(distance: str | Distance) -> Distance:
     """Return the distance of that name with its default options; an object as it is.
 
     Raises:
+        TypeError: It is neither a name nor such an object.
         ValueError: No distance has that name.
     """
     if not isinstance(distance, str):
+        if isinstance(distance, type) or not callable(getattr(distance, "anchored", None)):
+            raise TypeError(
+                f"distance must be a name or an object with options, such as EMD(), got "
+                f"{distance!r}"
+            )
         return distance
     if distance not in DISTANCES:
         known = ", ".join(repr(name) for name in DISTANCES)
@@ -55,9 +61,14 @@ def solver_named(solver: str | Solver) -> Solver:
     """Return the solver of that name with its default options; an object is returned as it is.
 
     Raises:
+        TypeError: It is neither a name nor such an object.
         ValueError: No solver has that name.
     """
     if not isinstance(solver, str):
+        if isinstance(solver, type) or not callable(getattr(solver, "minimize", None)):
+            raise TypeError(
+                f"solver must be a name or an object with options, such as LBFGS(), got {solver!r}"
+            )
         return solver
     if solver not in SOLVERS:
         known = ", ".join(repr(name) for name in SOLVERS)

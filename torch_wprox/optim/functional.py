@@ -1,18 +1,22 @@
-"""The proximal step and the Wasserstein distance as functions of point clouds, no module needed."""
+"""The proximal step of a function of a point cloud, no module needed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_wprox.closure.guards import checked_step_size, checked_weight_decay
+from torch_wprox.arguments import checked_count
+from torch_wprox.closure.guards import checked_step_size, checked_weight_decay, is_no_step
 from torch_wprox.distances.base import Distance
 from torch_wprox.objective import Block, Objective
 from torch_wprox.optim import step
 from torch_wprox.optim.catalog import distance_named, solver_named
 from torch_wprox.optim.optimizers import MAX_EVAL, TOLERANCE_GRAD
+from torch_wprox.particles.layouts import labels_of
+from torch_wprox.particles.views import compute_dtype
 from torch_wprox.report import Status, StepReport, unmoved
 from torch_wprox.solvers.base import Solver
 from torch_wprox.solvers.stopping import Stopping
@@ -25,7 +29,7 @@ def prox(
     *,
     distance: str | Distance = "emd",
     solver: str | Solver = "auto",
-    classes: Tensor | None = None,
+    classes: Tensor | Sequence[int] | None = None,
     weight_decay: float = 0.0,
     max_eval: int = MAX_EVAL,
     tolerance_grad: float = TOLERANCE_GRAD,
@@ -51,7 +55,9 @@ def prox(
         V (m, D), detached, and the report of the step.
 
     Raises:
+        TypeError: An argument is of the wrong kind.
         ValueError: ``W`` is not a matrix of floating point, or an option is out of range.
+        RuntimeError: What ``fn`` returns does not depend on its argument through autograd.
 
     Example:
         >>> import torch
@@ -61,42 +67,70 @@ def prox(
 
     Source: the note (Mercklé 2024), equation (28).
     """
+    if not callable(fn):
+        raise TypeError(f"fn must be a function of the cloud, got {fn!r}")
+    if not isinstance(W, Tensor):
+        raise TypeError(f"W must be a tensor (m, D), got {type(W).__name__}: torch.as_tensor(W)")
     if W.ndim != 2 or not W.is_floating_point():
         raise ValueError(
             f"W must be a floating point matrix (m, D), got shape {tuple(W.shape)} and {W.dtype}"
         )
     gamma = float(checked_step_size("gamma", gamma))
-    if max_eval < 1:
-        raise ValueError(f"max_eval must be >= 1, got {max_eval!r}")
-    shape, anchor = W.shape, W.detach().clone()
+    weight_decay = checked_weight_decay(weight_decay)
+    max_eval = checked_count("max_eval", max_eval)
+    labels = labels_of(classes, W)
+    chosen_distance, chosen_solver = distance_named(distance), solver_named(solver)
+    stopping = Stopping(tolerance_grad, inexact)
+    # As in the optimizers: coarser types compute in float32, and what comes out is rounded.
+    kind, shape = W.dtype, W.shape
+    anchor = W.detach().to(compute_dtype(W), copy=True)
 
     def loss_and_grad(x: Tensor) -> tuple[Tensor, Tensor]:
+        V = x.detach().view(shape).to(kind).requires_grad_()
         with torch.enable_grad():
-            V = x.detach().view(shape).requires_grad_()
-            loss = fn(V)
-            (grad,) = torch.autograd.grad(loss, V)
-        return loss.detach(), grad.reshape(-1)
+            loss = _checked_loss(fn(V))
+            [grad] = torch.autograd.grad(loss, V, allow_unused=True)
+        if grad is None:
+            raise RuntimeError(_NO_GRADIENT)
+        return loss.detach().reshape(()), grad.to(x).reshape(-1)
 
     loss, grad = loss_and_grad(anchor)
-    if gamma == 0 or W.numel() == 0:
+    if W.numel() == 0 or is_no_step(gamma, anchor.dtype):
         status = Status.NO_MOVE if loss.isfinite() else Status.NONFINITE
-        return anchor, unmoved(loss.item(), status, 1)
+        return anchor.to(kind), unmoved(loss.item(), status, 1)
     block = Block(
         start=0,
         m=shape[0],
         D=shape[1],
         gamma=gamma,
-        weight_decay=checked_weight_decay(weight_decay),
-        distance=distance_named(distance).anchored(anchor, classes),
+        weight_decay=weight_decay,
+        distance=chosen_distance.anchored(anchor, labels),
         is_cloud=True,
-        classes=classes,
+        classes=labels,
     )
     objective = Objective(
         (block,), loss_and_grad, anchor.reshape(-1), loss, grad, budget=max_eval - 1
     )
-    status, _ = step.minimized(
-        objective, solver_named(solver), Stopping(tolerance_grad, inexact), None
-    )
+    status, _ = step.minimized(objective, chosen_solver, stopping, None)
     evaluations = max_eval - objective.evaluations_left
     report = step.report_of(objective, status, objective.best, evaluations)
-    return objective.best.point.view(shape), report
+    return objective.best.point.view(shape).to(kind), report
+
+
+_NO_GRADIENT = (
+    "fn must depend on its argument through autograd, and what it returned does not: compute it "
+    "from V with torch operations, without .detach(), .item() or torch.no_grad()"
+)
+
+
+def _checked_loss(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"fn must return a 0-d tensor, got {type(loss).__name__}: {_NO_GRADIENT}")
+    if loss.numel() != 1 or loss.is_complex():
+        raise ValueError(
+            f"fn must return one real number, got shape {tuple(loss.shape)} of {loss.dtype}: "
+            "reduce it (.mean() or .sum(); .real or .abs() if it is complex)"
+        )
+    if not loss.requires_grad:
+        raise RuntimeError(_NO_GRADIENT)
+    return loss

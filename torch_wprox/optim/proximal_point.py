@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
+import math
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
+from torch_wprox.arguments import as_number, checked_count
 from torch_wprox.closure.guards import (
-    GradientWatch,
-    checked_groups,
     checked_step_size,
     checked_weight_decay,
     chosen_step_size,
-    warn_if_coarse,
+    group_step_size,
+    is_no_step,
 )
-from torch_wprox.closure.ranks import process_group_of
-from torch_wprox.closure.runner import CLOSURE_HELP, Closure, ClosureRunner
+from torch_wprox.closure.optimizer import ClosureOptimizer, restore
+from torch_wprox.closure.runner import ClosureRunner
 from torch_wprox.distances.base import Distance
 from torch_wprox.objective import Objective
 from torch_wprox.optim import step, warm_start
@@ -31,8 +30,8 @@ from torch_wprox.solvers.base import Solver
 from torch_wprox.solvers.stopping import Stopping
 
 
-class ProximalPoint(Optimizer):
-    """Proximal point steps in a squared distance between clouds of layouts.
+class ProximalPoint(ClosureOptimizer[StepReport]):
+    """Proximal point steps in a squared distance between clouds of particles.
 
     One call of :meth:`step` returns an approximate minimiser of
 
@@ -47,6 +46,7 @@ class ProximalPoint(Optimizer):
         report: The :class:`~torch_wprox.StepReport` of the last step, None before the first.
     """
 
+    _section = "prox"
     _exchanges = False
     """Whether the distance exchanges particles, so that a group without a cloud deserves a word."""
 
@@ -58,7 +58,7 @@ class ProximalPoint(Optimizer):
         lr: float | Tensor | None,
         distance: str | Distance,
         solver: str | Solver,
-        classes: str | Tensor | None,
+        classes: layouts.Classes,
         weight_decay: float,
         max_eval: int,
         tolerance_grad: float,
@@ -66,22 +66,19 @@ class ProximalPoint(Optimizer):
         process_group: Any,
     ) -> None:
         step_size = chosen_step_size(gamma, lr)
-        if isinstance(max_eval, bool) or not isinstance(max_eval, int) or max_eval < 1:
-            raise ValueError(f"max_eval must be an integer >= 1, got {max_eval!r}")
-        self.report: StepReport | None = None
         self._distance = distance_named(distance)
         self._solver = solver_named(solver)
-        self._classes = classes
-        self._max_eval = max_eval
+        self._classes = layouts.checked_classes(classes)
+        self._max_eval = checked_count("max_eval", max_eval)
         self._stopping = Stopping(tolerance_grad, inexact)
-        self._process_group = process_group
         self._carried: warm_start.Carried | None = None
         self._length: float | None = None
-        self._watch = GradientWatch()
-        self._warned: set[str] = set()
-        process_group_of(process_group)  # a wrong choice is refused now, not at the first step
-        weight_decay = checked_weight_decay(weight_decay)
-        super().__init__(params, {"lr": step_size, "weight_decay": weight_decay, "layout": "auto"})
+        defaults = {
+            "lr": step_size,
+            "weight_decay": checked_weight_decay(weight_decay),
+            "layout": "auto",
+        }
+        super().__init__(params, defaults, process_group=process_group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its dict may say ``gamma`` (or ``lr``), ``weight_decay`` and ``layout``.
@@ -89,14 +86,8 @@ class ProximalPoint(Optimizer):
         Raises:
             ValueError: ``gamma`` and ``lr`` are both given and differ, or a value is out of range.
         """
-        if isinstance(param_group, dict) and "gamma" in param_group:
-            param_group = dict(param_group)
-            gamma = param_group.pop("gamma")
-            if param_group.setdefault("lr", gamma) != gamma:
-                raise ValueError(
-                    f"a parameter group has gamma={gamma!r} and lr={param_group['lr']!r}: they are "
-                    "two names of one step size, give one of them"
-                )
+        if isinstance(param_group, dict):
+            param_group = group_step_size(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -109,49 +100,10 @@ class ProximalPoint(Optimizer):
             self.param_groups.pop()  # a refused group leaves the optimizer as it was
             raise
 
-    @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Any:
-        """Take one proximal step.
+    def _trained(self) -> list[Tensor]:
+        return [p for g in self.param_groups for p in g["params"] if p.requires_grad]
 
-        Args:
-            closure: Clears the gradients, computes the loss, calls backward, returns the loss. It
-                runs up to ``max_eval`` times, the last time at the accepted parameters.
-
-        Returns:
-            The first loss (at the anchor), detached.
-
-        Raises:
-            RuntimeError: ``closure`` is missing or returns no loss. After an exception inside the
-                closure the parameters are back at the anchor.
-        """
-        if closure is None:
-            raise RuntimeError(
-                f"{type(self).__name__}.step needs a closure:\n{CLOSURE_HELP}\n"
-                "Gradient scalers (precision 16-mixed, DeepSpeed) call step() without one: use "
-                'precision "bf16-mixed" or "32-true" there'
-            )
-        checked_groups(self.param_groups)
-        parameters = [p for g in self.param_groups for p in g["params"] if p.requires_grad]
-        if "accumulation" not in self._warned and self._watch.warn_if_foreign(parameters):
-            self._warned.add("accumulation")
-        if "coarse" not in self._warned and warn_if_coarse(parameters):
-            self._warned.add("coarse")
-        runner = ClosureRunner(closure, parameters, process_group_of(self._process_group))
-        snapshot = [p.detach().clone() for p in parameters]
-        distance_state = self._distance.state_dict()
-        try:
-            with runner.arithmetic():
-                self.report = self._minimised(runner, parameters, snapshot)
-        except BaseException:
-            _restore(parameters, snapshot)
-            self._distance.load_state_dict(distance_state)
-            raise
-        finally:
-            runner.finish()
-        self._watch.remember(parameters)
-        return runner.first_loss
-
-    def _minimised(
+    def _take(
         self, runner: ClosureRunner, parameters: list[Tensor], snapshot: list[Tensor]
     ) -> StepReport:
         """Evaluate at the anchor, let the solver minimise, accept the best point it evaluated."""
@@ -187,9 +139,14 @@ class ProximalPoint(Optimizer):
             else warm_start.Carried(memory, runner.last_loss.item(), flat.read_grad(end))
         )
         if accepted is objective.start:
-            _restore(parameters, snapshot)  # to the bit, whatever the coordinates of the view
+            restore(parameters, snapshot)  # to the bit, whatever the coordinates of the view
         if status is Status.NONFINITE:
-            self._say_nonfinite(objective.start.loss)
+            self._say_once(
+                "nonfinite",
+                f"the loss ({objective.start.loss}) or its gradient is not finite at the "
+                "parameters: they were not moved. report.status is 'nonfinite' at every such step, "
+                "this warns once",
+            )
         self._carried, self._length = carried, length
         return step.report_of(objective, status, accepted, runner.runs)
 
@@ -198,65 +155,48 @@ class ProximalPoint(Optimizer):
         return [
             (view, group)
             for group in self.param_groups
-            if float(group["lr"]) > 0
             for view in layouts.views_of_group(group["params"], group["layout"], self._classes)
-            if any(p.grad is not None for p in view.parameters)
+            if not is_no_step(float(group["lr"]), view.dtype)
+            and any(p.grad is not None for p in view.parameters)
         ]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state: plain values and tensors, loads with ``weights_only=True``."""
-        state = super().state_dict()
-        state["prox"] = {
+    def _own_state(self) -> dict[str, Any]:
+        return {
             "distance": self._distance.name,
             "solver": self._solver.name,
             "distance_state": self._distance.state_dict(),
             "carried": None if self._carried is None else self._carried.state_dict(),
             "length": self._length,
         }
-        return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; options that it lacks keep their present values.
-
-        Raises:
-            ValueError: It comes from another distance or solver, or from other groups.
-        """
-        prox = state_dict.get("prox", {})
+    def _checked_state(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         for name, own in (("distance", self._distance.name), ("solver", self._solver.name)):
-            if prox.get(name, own) != own:
+            if saved.get(name, own) != own:
                 raise ValueError(
-                    f"the state was saved with {name}={prox[name]!r}, this optimizer has "
+                    f"the state was saved with {name}={saved[name]!r}, this optimizer has "
                     f"{name}={own!r}: construct it with the same {name}"
                 )
-        present = [dict(group) for group in self.param_groups]
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "prox"})
-        for group, before in zip(self.param_groups, present, strict=True):
-            for option, value in before.items():
-                group.setdefault(option, value)
-        # Not through the base class, which casts tensors to the dtype of a parameter.
-        self._distance.load_state_dict(prox.get("distance_state", {}))
-        carried = prox.get("carried")
+        length, carried = saved.get("length"), saved.get("carried")
+        distance_state = saved.get("distance_state", {})
+        number = as_number(length)
+        if length is not None and (number is None or not 0 < number < math.inf):
+            raise ValueError(f"the state is corrupt: length must be a number > 0, got {length!r}")
+        if carried is not None:
+            warm_start.Carried.from_state_dict(carried)
+        before = self._distance.state_dict()
+        try:
+            self._distance.load_state_dict(distance_state)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as wrong:
+            raise ValueError(
+                f"the state is corrupt: distance={self._distance.name!r} cannot take its "
+                f"distance_state ({wrong})"
+            ) from wrong
+        finally:
+            self._distance.load_state_dict(before)
+        return {"distance_state": distance_state, "carried": carried, "length": length}
+
+    def _adopt(self, state: dict[str, Any]) -> None:
+        self._distance.load_state_dict(state["distance_state"])
+        carried = state["carried"]
         self._carried = None if carried is None else warm_start.Carried.from_state_dict(carried)
-        self._length = prox.get("length")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return all attributes: the base class would drop ours (hooks stay behind, as there)."""
-        kept = {k: v for k, v in self.__dict__.items() if not k.startswith("_optimizer_")}
-        kept["_watch"] = GradientWatch()  # gradients are not copied with their parameters
-        if not isinstance(self._process_group, str | None):
-            kept["_process_group"] = "auto"  # a group cannot leave its process
-        return kept
-
-    def _say_nonfinite(self, loss: float) -> None:
-        if "nonfinite" not in self._warned:
-            self._warned.add("nonfinite")
-            warnings.warn(
-                f"the loss ({loss}) or its gradient is not finite at the parameters: they were "
-                "not moved. report.status is 'nonfinite' at every such step, this warns once",
-                stacklevel=6,
-            )
-
-
-def _restore(parameters: list[Tensor], snapshot: list[Tensor]) -> None:
-    for p, saved in zip(parameters, snapshot, strict=True):
-        p.copy_(saved)
+        self._length = state["length"]

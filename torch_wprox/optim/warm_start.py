@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -35,8 +36,25 @@ class Carried:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> Carried:
-        """Rebuild from :meth:`state_dict`."""
-        return cls(dict(state["memory"]), state["loss"], state["grad"])
+        """Rebuild from :meth:`state_dict`.
+
+        Raises:
+            ValueError: It is corrupt.
+        """
+        parts = (
+            [state.get(k) for k in ("memory", "loss", "grad")] if _is_dict(state) else [None] * 3
+        )
+        memory, loss, grad = parts
+        if not (_is_dict(memory) and isinstance(loss, float) and isinstance(grad, Tensor)):
+            raise ValueError(
+                "the state is corrupt: carried must have a dictionary 'memory', a number 'loss' "
+                f"and a tensor 'grad', got {[type(part).__name__ for part in parts]}"
+            )
+        return cls(dict(memory), loss, grad)
+
+
+def _is_dict(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
 
 
 def recall(carried: Carried | None, loss: Tensor, grad: Tensor) -> dict[str, Any] | None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torch_wprox.closure.guards import callers_level
 from torch_wprox.layers.mean_field import live_layers
 from torch_wprox.particles.groups import particle_groups
 from torch_wprox.particles.views import CloudView, CurvedView, PairView, PlainView, View, as_real
@@ -21,12 +24,14 @@ __all__ = [
     "PairView",
     "PlainView",
     "View",
+    "checked_classes",
+    "labels_of",
     "layout_of",
     "particle_groups",
     "views_of_group",
 ]
 
-Classes = str | Tensor | None
+Classes = str | Tensor | Sequence[int] | None
 
 LAYOUTS = ("auto", "plain", "cloud", "pair", "layer")
 """How the tensors of a parameter group are read.
@@ -73,7 +78,7 @@ def layout_of(params: Sequence[nn.Parameter], *, warn: bool = True) -> str:
             "plain block and nothing is exchanged. torch_wprox.particle_groups(model) finds the "
             "clouds of a model; layout='plain' in the group says that this is what you want.",
             UserWarning,
-            stacklevel=_callers_level(),
+            stacklevel=callers_level(),
         )
     return "plain"
 
@@ -102,8 +107,7 @@ def views_of_group(
     params = list(params)
     for p in params:
         _check(p)
-    if isinstance(classes, str) and classes != "sign":
-        raise ValueError(f"classes must be 'sign', None or an integer tensor (m,), got {classes!r}")
+    classes = checked_classes(classes)
     if layout == "auto":
         layout = layout_of(params)
     if layout == "plain":
@@ -112,7 +116,7 @@ def views_of_group(
         if len(params) != 1 or params[0].ndim != 2:
             raise _misfit(layout, "exactly one (m, D) matrix", params)
         [p] = params
-        views = [CloudView(p, _labels(classes, p))] if _trains(p) else []
+        views = [CloudView(p, labels_of(classes, p))] if _trains(p) else []
     elif layout == "pair":
         views = _pair_views(params, classes)
     elif layout == "layer":
@@ -125,6 +129,26 @@ def views_of_group(
             "classes='sign', or groups from torch_wprox.particle_groups(model)"
         )
     return views
+
+
+def checked_classes(classes: Any) -> str | Tensor | None:
+    """Return "sign", None or integer labels (m,) as a tensor; lists and NumPy arrays become one.
+
+    Raises:
+        ValueError: ``classes`` is something else.
+    """
+    if classes is None or (isinstance(classes, str) and classes == "sign"):
+        return classes
+    with suppress(TypeError, ValueError, RuntimeError):
+        labels = torch.as_tensor(classes)
+        whole = not (labels.is_floating_point() or labels.is_complex())
+        if not isinstance(classes, str) and labels.ndim == 1 and (whole or not len(labels)):
+            return labels.long()
+    shape = f" of shape {tuple(classes.shape)}" if hasattr(classes, "shape") else ""
+    raise ValueError(
+        "classes must be 'sign', None or integer labels (m,), one per particle, as a tensor, array "
+        f"or list, got {classes!r}{shape}"
+    )
 
 
 def _plain(params: Sequence[nn.Parameter]) -> list[View]:
@@ -169,7 +193,7 @@ def _pair_views(params: Sequence[nn.Parameter], classes: Classes) -> list[View]:
     frozen = [_signs(second.detach().t())] if not _trains(second) else []
     if bias is not None and not _trains(bias):
         frozen.append(bias.detach().unsqueeze(1))
-    labels = _labels(classes, first, torch.cat(frozen, dim=1) if frozen else None)
+    labels = labels_of(classes, first, torch.cat(frozen, dim=1) if frozen else None)
     particle = PairView(
         first,
         bias if bias is not None and _trains(bias) else None,
@@ -198,33 +222,42 @@ def _layer_views(params: Sequence[nn.Parameter], classes: Classes) -> list[View]
             if layer.alpha is not None and layer.output_index is not None:
                 output = layer.output_index.to(layer.alpha.dtype)
                 frozen = torch.stack([torch.sign(layer.alpha), output], dim=1)
-            views.append(CloudView(p, _labels(classes, p, frozen)))
+            views.append(CloudView(p, labels_of(classes, p, frozen)))
         else:
             curved = CurvedView(layer)
-            curved.classes = _labels(classes, p)
+            curved.classes = labels_of(classes, p)
             views.append(curved)
     return views
 
 
-def _labels(
-    classes: Classes, particles: nn.Parameter, frozen: Tensor | None = None
-) -> Tensor | None:
-    """Labels (m,), or None if they would all be equal; ``frozen`` (m, q) must agree in a class."""
-    m = particles.shape[0]
+def labels_of(classes: Classes, particles: Tensor, frozen: Tensor | None = None) -> Tensor | None:
+    """The labels (m,) of a cloud, None if they would all be equal.
+
+    Args:
+        classes: "sign": neurons that agree in ``frozen`` have equal labels; None: all have; or the
+            labels themselves.
+        particles: The cloud, (m, D).
+        frozen: (m, q), what does not train.
+
+    Raises:
+        ValueError: The labels are no m integers.
+    """
+    m = len(particles)
+    classes = checked_classes(classes)
     if classes is None:
         return None
     if isinstance(classes, Tensor):
-        if classes.shape != (m,) or classes.is_floating_point() or classes.is_complex():
+        if classes.shape != (m,):
             raise ValueError(
                 f"classes must be integer labels of shape ({m},), one per particle, got "
                 f"{tuple(classes.shape)} of {classes.dtype}"
             )
-        labels = classes.to(device=particles.device, dtype=torch.long)
+        labels = classes.to(particles.device)
     elif frozen is None:
         return None
     else:
         labels = torch.unique(frozen, dim=0, return_inverse=True)[1]
-    return None if bool((labels == labels[0]).all()) else labels
+    return None if m == 0 or bool((labels == labels[0]).all()) else labels
 
 
 def _trains(p: nn.Parameter) -> bool:
@@ -250,16 +283,6 @@ def _check(p: Tensor) -> None:
             "parameters sharded by FSDP (FullyShardedDataParallel) are not supported: a step would "
             "see the local shard as the whole cloud. Use DistributedDataParallel"
         )
-
-
-def _callers_level() -> int:
-    """The stacklevel of the first frame outside torch and this package: the user's line."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None:
-        if frame.f_globals.get("__name__", "").split(".")[0] not in ("torch", "torch_wprox"):
-            break
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def _misfit(layout: str, needs: str, params: Sequence[Tensor]) -> ValueError:
