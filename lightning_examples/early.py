@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
-from torch import Tensor
 
 from lightning_examples import experiment, output, problems
 from lightning_examples.experiment import Run
@@ -41,15 +40,10 @@ def grid(side: int, seed: int) -> MeanFieldLayer:
     return problems.signed_layer(rng.permutation(W), reduction="mean")
 
 
-def data() -> tuple[Tensor, Tensor]:
-    x = torch.linspace(-1, 1, 7, dtype=torch.float64)[:, None]
-    return x, torch.sin(torch.pi * x)
-
-
 # %% What became of the neurons that activated no data
 def row(name: str, seed: int, run: Run) -> dict[str, Any]:
     start, end = run.positions[0], run.positions[-1]
-    far = (end - start)[~problems.activates(start, data()[0])].norm(dim=1)
+    far = (end - start)[~problems.activates(start, problems.sine_period()[0])].norm(dim=1)
     gaps = [report.gap / report.objective for report in run.reports if report.gap is not None]
     return {
         "descent": name,
@@ -64,7 +58,7 @@ def row(name: str, seed: int, run: Run) -> dict[str, Any]:
 
 # %% The figures: two descents from one grid, and the losses from all grids
 def figures(runs: dict[tuple[str, int], Run], seed: int, args: argparse.Namespace) -> None:
-    signs, x = runs["global", seed].model.signs, data()[0]
+    signs, x = runs["global", seed].model.signs, problems.sine_period()[0]
     ways = {name: torch.stack(runs[name, seed].positions) for name in list(MAKE)[:2]}
     with plotting.style():
         animation = plane.animate_trajectories(ways, signs, inputs=x, between=3)
@@ -90,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> dict[tuple[str, int], Run]:
     for key in [(name, seed) for seed in range(args.seeds) for name in MAKE]:
         optimizer = lambda p, make=MAKE[key[0]]: make(p, args.gamma)  # noqa: E731
         layer, progress = grid(args.side, key[1]), not args.no_progress
-        runs[key] = experiment.train(layer, optimizer, data(), args.steps, progress=progress)
+        runs[key] = experiment.train(
+            layer, optimizer, problems.sine_period(), args.steps, progress=progress
+        )
     output.tabulate(args.out / "early.csv", [row(*key, run) for key, run in runs.items()])
     figures(runs, min(args.show, args.seeds - 1), args)
     return runs

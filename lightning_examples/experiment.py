@@ -27,8 +27,28 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
+FLAGS = {
+    "batch": "size of a minibatch",
+    "cone": "width of the narrow initialisation, as a share of the full circle",
+    "dt": "time of one implicit Euler step, t = m gamma",
+    "evaluations": "closure evaluations allowed in one step",
+    "gamma": "step size",
+    "m": "number of neurons",
+    "many": "runs at gamma = 1, where the figure shows single steps",
+    "max_eval": "closure evaluations allowed in one step",
+    "n": "number of data points",
+    "reference": "neurons of the network that stands for infinitely many",
+    "seeds": "runs of each kind, with other initialisations",
+    "show": "the seed whose neurons are drawn",
+    "side": "neurons on a side of the grid at the start",
+    "steps": "proximal steps",
+    "time": "time of the flow",
+}
+"""What the flags that several examples share mean; an example says the rest itself."""
+
+
 def parser(description: str | None, out: str, **numbers: float) -> argparse.ArgumentParser:
-    """Return a parser with the flags that every example has, and one per number."""
+    """Return a parser with the flags that every example has, and one per number of ``FLAGS``."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -37,7 +57,7 @@ def parser(description: str | None, out: str, **numbers: float) -> argparse.Argu
     made.add_argument("--no-progress", action="store_true", help="no progress bar")
     for name, value in numbers.items():
         flag = f"--{name.replace('_', '-')}"
-        made.add_argument(flag, type=type(value), default=value, help="see the source")
+        made.add_argument(flag, type=type(value), default=value, help=FLAGS[name])
     return made
 
 

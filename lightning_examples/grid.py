@@ -81,9 +81,8 @@ def figures(runs: dict[str, Run], made: dict[str, EntropicJKO], args: argparse.N
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Run]:
-    parser = experiment.parser(__doc__, "grid")
-    for name, value in {"n": 64, "m": 200, "gamma": 0.2, "steps": 15, "max-eval": 500}.items():
-        parser.add_argument(f"--{name}", type=type(value), default=value, help="see the source")
+    parser = experiment.parser(__doc__, "grid", m=200, gamma=0.2, steps=15, max_eval=500)
+    parser.add_argument("--n", type=int, default=64, help="cells on a side of the grid")
     args = parser.parse_args(argv)
     if args.fast:
         args.n, args.m, args.steps, args.max_eval = 17, 20, 3, 30

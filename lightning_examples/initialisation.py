@@ -18,19 +18,18 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from lightning_examples import experiment, output, problems
-from lightning_examples.early import data
 from lightning_examples.experiment import Run
 from torch_wprox import FrobeniusProx, plotting
 
 SCALES = (1e-3, 1e-2, 1e-1, 1.0)
-EXTREMAL = {sign: problems.extremal(*data(), sign) for sign in (1.0, -1.0)}
+EXTREMAL = {sign: problems.extremal(*problems.sine_period(), sign) for sign in (1.0, -1.0)}
 
 
 # %% How near the neurons are to the extremal vectors
 def angles_of(run: Run) -> tuple[Tensor, Tensor]:
     """Angles (T, k) of the neurons that are active at the start, and their signs (k,)."""
     ways = torch.stack(run.positions)
-    ways = ways[:, problems.activates(ways[0, :, :2], data()[0])]
+    ways = ways[:, problems.activates(ways[0, :, :2], problems.sine_period()[0])]
     return torch.atan2(ways[:, :, 1], ways[:, :, 0]), ways[0, :, 2].sign()
 
 
@@ -85,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> dict[tuple[str, int], Run]:
         runs[f"scale {scale:g}", seed] = experiment.train(
             problems.balanced_layer(args.m, scale, seed),
             lambda p: FrobeniusProx(p, args.dt / args.m, **how),
-            data(),
+            problems.sine_period(),
             round(args.time / args.dt),
             progress=not args.no_progress,
         )

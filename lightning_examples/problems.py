@@ -23,6 +23,12 @@ def sinus(n: int = 5) -> tuple[Tensor, Tensor]:
     return x, torch.sin(10 * x - torch.pi / 2) + 0.2 * x - 0.5
 
 
+def sine_period(n: int = 7) -> tuple[Tensor, Tensor]:
+    """Return x, y (n, 1): one period of a sine, y = sin(pi x) on [-1, 1]."""
+    x = torch.linspace(-1, 1, n, dtype=torch.float64)[:, None]
+    return x, torch.sin(torch.pi * x)
+
+
 def diabetes(train: int = 354, seed: int = 0) -> tuple[Batch, Batch]:
     """Return (x, y) for training and validation: scikit-learn's 442 patients, standardised.
 
