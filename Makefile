@@ -15,7 +15,7 @@ DEV_ENV  := $(VENV)/.dev
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint quick check bench gallery docs nightly dist lowest clean
+.PHONY: help venv demo test lint quick check bench gallery notebooks docs nightly dist lowest clean
 
 help:           ## Say what there is.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */:\t/' | expand -t 12
@@ -56,6 +56,9 @@ bench: $(TEST_ENV)  ## Benchmarks: under 30 minutes on two cores.
 
 gallery: $(TEST_ENV)  ## Run every example and rewrite docs/gallery: under 20 minutes on two cores.
 	$(PY) -m lightning_examples.gallery --out $(OUT)/gallery --to docs/gallery
+
+notebooks: $(DEV_ENV)  ## Run the notebooks in docs/tutorials and keep their outputs in them.
+	$(PY) docs/_ext/run_notebooks.py docs/tutorials/*.ipynb
 
 docs: $(DEV_ENV)  ## The documentation, in docs/_build/html.
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html

@@ -1,7 +1,7 @@
 """Links to other projects without a network: the few names that we link to lie in _inventories.
 
-Each file begins with the address of a project's documentation; a line is a name, what it is, and its
-page ("$" stands for the name). They become inventories of Sphinx, which intersphinx reads from disk.
+Each file begins with the address of a project's documentation; a line is a name, what it is, and
+its page ("$" stands for the name). They become inventories, which intersphinx reads from disk.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def write_inventories(source: Path, target: Path) -> dict[str, tuple[str, str]]:
-    """Write one inventory per text file into ``target``; return the value of intersphinx_mapping."""
+    """Write one inventory per text file; return the value of intersphinx_mapping."""
     target.mkdir(parents=True, exist_ok=True)
     mapping = {}
     for file in sorted(source.glob("*.txt")):

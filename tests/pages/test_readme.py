@@ -38,6 +38,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     plt.switch_backend(before)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.[a-z]+. is deprecated")  # ignite's, on import
 @pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search((ROOT / p).read_text())])
 def test_code_of_the_page_runs(page: str) -> None:
     # The blocks of one page are one program.
@@ -54,17 +55,23 @@ def test_pictures_and_links_of_the_page_exist(page: str) -> None:
         assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
-@pytest.mark.parametrize(
-    "page",
-    [p for p in PAGES if p.startswith("docs/") and "{include}" not in (ROOT / p).read_text()],
-)
-def test_every_page_says_when_not_to_use_the_thing(page: str) -> None:
-    if page in ("docs/api.md",):  # a list of names
-        return
-    text = (ROOT / page).read_text()
-    if page.startswith("docs/gallery/") and not page.endswith("index.md"):
-        return  # one caution for all experiments, on the gallery's first page
-    assert re.search(r"^## (When not|Slips)", text, re.MULTILINE), page
+def test_the_pages_where_a_user_decides_say_when_not_to_use_the_thing() -> None:
+    deciding = {
+        "docs/index.md",
+        "docs/choosing.md",
+        "docs/concepts/certificate.md",
+        "docs/concepts/jko.md",
+        "docs/howto/deeper.md",
+    }
+    for page in deciding:
+        assert "\n## When not to use it\n" in (ROOT / page).read_text(), page
+
+
+def test_the_front_pages_claim_the_same_numbers() -> None:
+    table = re.compile(r"^\| (?:optimizer|`torch.optim|`WassersteinProx\(gamma=1).*$", re.MULTILINE)
+    readme, index = (table.findall((ROOT / p).read_text()) for p in ("README.md", "docs/index.md"))
+    assert len(readme) == 5
+    assert readme == index
 
 
 def test_the_commands_of_the_readme_are_targets_of_the_makefile() -> None:
@@ -74,10 +81,16 @@ def test_the_commands_of_the_readme_are_targets_of_the_makefile() -> None:
     assert {"demo", "test"} <= named <= targets
 
 
-def test_the_readmes_first_screen_has_sentence_picture_install_and_diff() -> None:
-    first = (ROOT / "README.md").read_text().splitlines()[:20]
+def test_the_readme_begins_with_sentence_picture_numbers_install_and_diff() -> None:
+    first = (ROOT / "README.md").read_text().splitlines()[:50]
     text = "\n".join(first)
-    assert text.index("![") < text.index("pip install") < text.index("```diff")
+    parts = ["PyTorch optimizers", "![", "torch.optim.LBFGS", "pip install", "```diff", "closure()"]
+    assert [text.index(part) for part in parts] == sorted(text.index(part) for part in parts)
+
+
+def test_the_readme_reads_well_where_there_is_no_sphinx() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert not re.search(r"\{[a-z:]+\}`|\$\$|\$[^ ].*\$", text)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/choosing.md"])
