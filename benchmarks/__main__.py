@@ -18,6 +18,7 @@ NAMES = (
     "cost",
     "time_to_objective",
     "versus",
+    "front_page",
     "grid_jko",
     "scale",
     "compiled",

@@ -27,7 +27,7 @@ from torch_wprox import MeanFieldLayer, WassersteinProx, wasserstein_sq
 
 WIDTH, GAMMA, BUDGET = 50, 1.0, 1000
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)  # of Adam; the best one counts
-Make = Callable[[MeanFieldLayer], torch.optim.Optimizer]
+Make = Callable[[MeanFieldLayer], Any]  # an optimizer: torch types the closure of step too narrowly
 
 
 def problem(seed: int) -> tuple[MeanFieldLayer, Callable[[], Tensor]]:
@@ -44,6 +44,11 @@ def problem(seed: int) -> tuple[MeanFieldLayer, Callable[[], Tensor]]:
         dtype=torch.float64,
     )
     return net, lambda: (net(x) - target).square().mean()
+
+
+def adam(lr: float) -> Make:
+    """Return the maker of Adam with this learning rate."""
+    return lambda net: torch.optim.Adam(net.parameters(), lr=lr)
 
 
 def torch_lbfgs(parameters: Any) -> torch.optim.Optimizer:
@@ -93,10 +98,7 @@ def train(seed: int, make: Make, steps: int = BUDGET) -> Trained:
 
 def trainings(seeds: Sequence[int]) -> dict[str, list[Trained]]:
     """Return name to one run per seed."""
-    adams = [
-        [train(s, lambda net, lr=lr: torch.optim.Adam(net.parameters(), lr=lr)) for s in seeds]
-        for lr in RATES
-    ]
+    adams = [[train(s, adam(lr)) for s in seeds] for lr in RATES]
     local: Make = lambda net: WassersteinProx(net.parameters(), gamma=GAMMA)  # noqa: E731
     solved: Make = lambda net: WassersteinProx(  # noqa: E731
         net.parameters(), gamma=GAMMA, solver="global"
@@ -132,9 +134,10 @@ def objectives(seed: int, make: Make | None, budget: int) -> list[float]:
     seen: list[float] = []
 
     def penalty() -> Tensor:
-        return sum(
+        parts = [
             wasserstein_sq(net.particles[c], W[c]) * c.sum() / WIDTH for c in (positive, ~positive)
-        ) / (2 * GAMMA)
+        ]
+        return (parts[0] + parts[1]) / (2 * GAMMA)
 
     ours = WassersteinProx(net.parameters(), gamma=GAMMA, max_eval=budget, tolerance_grad=0)
     optimizer = ours if make is None else make(net)
@@ -162,13 +165,7 @@ def figure(path: Path, seeds: Sequence[int], budget: int) -> None:
 
     from torch_wprox import plotting
 
-    adams = {
-        lr: [
-            objectives(s, lambda n, lr=lr: torch.optim.Adam(n.parameters(), lr=lr), budget)
-            for s in seeds
-        ]
-        for lr in RATES
-    }
+    adams = {lr: [objectives(s, adam(lr), budget) for s in seeds] for lr in RATES}
     curves = {
         "Adam, best learning rate": min(
             adams.values(), key=lambda rows: statistics.median(r[-1] for r in rows)
@@ -178,7 +175,7 @@ def figure(path: Path, seeds: Sequence[int], budget: int) -> None:
         ],
         "WassersteinProx, default solver": [objectives(s, None, budget) for s in seeds],
     }
-    reports = []
+    reports: list[Any] = []
     for seed in seeds:
         net, loss_of = problem(seed)
         optimizer = WassersteinProx(net.parameters(), gamma=GAMMA, solver="global")
