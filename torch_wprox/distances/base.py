@@ -1,13 +1,14 @@
-"""Squared distances of a cloud to its anchor, with exact gradients: Frobenius and Wasserstein.
+"""A squared distance of a cloud to its anchor: what a new one must say, and what it may.
 
 A distance object holds options only. ``anchored(W, classes)`` gives d(., W), which a step evaluates
-at every inner iteration. Sinkhorn and sliced live in files of their own.
+at every inner iteration.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,59 +30,74 @@ class DistanceValue:
     gradient: Tensor
 
 
-class AnchoredDistance(Protocol):
-    """d(., W) for one anchor."""
+class AnchoredDistance(ABC):
+    """d(., W) for one anchor. Only :meth:`evaluate` has to be written.
+
+    A class with all these names need not inherit from this one.
+    """
+
+    @abstractmethod
+    def evaluate(self, V: Tensor) -> DistanceValue:
+        """Return d(V, W) and its gradient at ``V`` (m, D), a point that a solver tries."""
+
+    def settle(self, V: Tensor) -> DistanceValue:
+        """Return d(V, W) at the accepted ``V`` with nothing held back (an optimal assignment)."""
+        return self.evaluate(V)
 
     @property
     def is_quadratic(self) -> bool:
         """Whether d is |V - T|^2 / m, T = W_sigma, while the assignment in force stays."""
+        return False
 
     @property
     def assignment(self) -> Tensor | None:
         """Sigma in force, (m,), None if the distance has none."""
+        return None
 
     @property
     def is_certified(self) -> bool:
         """Whether the assignment in force is proved optimal for the last V."""
+        return False
 
     @property
     def counts(self) -> TransportCounts:
         """How the assignments were found."""
-
-    def evaluate(self, V: Tensor) -> DistanceValue:
-        """Return d(V, W) and its gradient at ``V`` (m, D)."""
-
-    def settle(self, V: Tensor) -> DistanceValue:
-        """Return d(V, W) at the accepted ``V`` with nothing held back (a fresh assignment)."""
+        return TransportCounts()
 
 
-@runtime_checkable
-class Distance(Protocol):
-    """Options of a squared distance; see :class:`Frobenius`, :class:`EMD`."""
+class Distance(ABC):
+    """Options of a squared distance. Only :meth:`anchored` has to be written.
+
+    A class with all these names need not inherit from this one.
+    """
 
     @property
     def name(self) -> str:
         """The name under which a checkpoint remembers it."""
+        return type(self).__name__.lower()
 
+    @abstractmethod
     def anchored(self, W: Tensor, classes: Tensor | None, agree: Agree = alone) -> AnchoredDistance:
-        """Return d(., W) for the anchor ``W`` (m, D) with class labels ``classes`` (m,) or None."""
+        """Return d(., W).
+
+        Args:
+            W: The anchor, (m, D).
+            classes: Labels (m,): particles of equal label are exchangeable; None: all are.
+            agree: Makes a tensor the same on all ranks; what ranks might round differently and a
+                decision reads goes through it.
+        """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must keep (a generator's state, say)."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-
-
-class Stateless:
-    """A distance whose options are all there is."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the distance has no state."""
+        """Return what a checkpoint must keep (a generator's state, say): nothing."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Accept the empty state."""
+        """Restore what :meth:`state_dict` returned: there is nothing to restore."""
+        del state
+
+
+class Stateless(Distance):
+    """A distance whose options are all there is, as those of :class:`Distance` are by default."""
 
 
 _DOT_UP_TO = 10_000

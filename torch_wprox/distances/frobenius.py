@@ -7,30 +7,23 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from torch_wprox.closure.ranks import Agree, alone
-from torch_wprox.distances.base import AnchoredDistance, DistanceValue, Stateless, mean_squared
-from torch_wprox.report import TransportCounts
+from torch_wprox.distances.base import AnchoredDistance, Distance, DistanceValue, mean_squared
 
 
-class _AnchoredFrobenius:
+class _AnchoredFrobenius(AnchoredDistance):
     """d(V, W) = (1/m) sum_i |V_i - W_i|^2."""
 
     is_quadratic = True
 
     def __init__(self, W: Tensor) -> None:
         self._W = W
-        self.assignment: Tensor | None = None
-        self.is_certified = False
-        self.counts = TransportCounts()
 
     def evaluate(self, V: Tensor) -> DistanceValue:
         return mean_squared(V, self._W)
 
-    def settle(self, V: Tensor) -> DistanceValue:
-        return self.evaluate(V)
-
 
 @dataclass(frozen=True)
-class Frobenius(Stateless):
+class Frobenius(Distance):
     """Mean squared distance particle by particle: d(V, W) = (1/m) sum_i |V_i - W_i|^2.
 
     Source: the note (Mercklé 2024), equation (15).

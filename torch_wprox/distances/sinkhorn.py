@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from torch_wprox.closure.ranks import Agree, alone
-from torch_wprox.distances.base import AnchoredDistance, DistanceValue, Stateless
+from torch_wprox.distances.base import AnchoredDistance, Distance, DistanceValue
 from torch_wprox.distances.clouds import class_rows
-from torch_wprox.report import TransportCounts
 
 # Dense cost matrices up to this many particles per class; above, GeomLoss computes through KeOps.
 _DENSE_UP_TO = 5000
 
 
 @dataclass(frozen=True)
-class Sinkhorn(Stateless):
+class Sinkhorn(Distance):
     """Entropic approximation of W2^2 between the clouds, debiased: zero exactly at V = W.
 
         d(V, W) = S_eps(V, W) = OT_eps(V, W) - OT_eps(V, V)/2 - OT_eps(W, W)/2,   cost |v - w|^2
@@ -64,11 +63,7 @@ class Sinkhorn(Stateless):
         return _AnchoredSinkhorn(W, classes, self, agree)
 
 
-class _AnchoredSinkhorn:
-    is_quadratic = False
-    is_certified = False
-    assignment: Tensor | None = None
-
+class _AnchoredSinkhorn(AnchoredDistance):
     def __init__(self, W: Tensor, classes: Tensor | None, options: Sinkhorn, agree: Agree) -> None:
         self._W = W.double()
         self._agree = agree
@@ -77,7 +72,6 @@ class _AnchoredSinkhorn:
             rows if isinstance(rows, slice) else torch.from_numpy(rows).to(W.device)
             for rows in class_rows(classes, len(W))
         ]
-        self.counts = TransportCounts()
 
     @cached_property
     def _backend(self) -> str:
@@ -105,9 +99,6 @@ class _AnchoredSinkhorn:
             gradient[rows] = share * g
         # Ranks that round the iterations differently would drift apart.
         return DistanceValue(value, self._agree(gradient).to(V.dtype))
-
-    def settle(self, V: Tensor) -> DistanceValue:
-        return self.evaluate(V)
 
     def _divergence(self, v: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         import geomloss

@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from torch_wprox.closure.ranks import Agree, alone
-from torch_wprox.distances.base import AnchoredDistance, DistanceValue
+from torch_wprox.distances.base import AnchoredDistance, Distance, DistanceValue
 from torch_wprox.distances.clouds import class_rows
-from torch_wprox.report import TransportCounts
 
 # Projections are sorted in pieces of about this many numbers, so that memory stays O(m D).
 _PIECE = 8_000_000
 
 
 @final
-class Sliced:
+class Sliced(Distance):
     """Mean over directions of the squared Wasserstein distance of the projections.
 
         d(V, W) = (1/L) sum_l (1/m) sum_i (<V, t_l>_(i) - <W, t_l>_(i))^2
@@ -81,11 +80,7 @@ class Sliced:
             self._generator.set_state(state["generator"].cpu())
 
 
-class _AnchoredSliced:
-    is_quadratic = False
-    is_certified = False
-    assignment: Tensor | None = None
-
+class _AnchoredSliced(AnchoredDistance):
     def __init__(self, W: Tensor, classes: Tensor | None, directions: Tensor, agree: Agree) -> None:
         self._W = W
         self._agree = agree
@@ -98,7 +93,6 @@ class _AnchoredSliced:
         fits = directions.shape[1] <= self._step
         # Sorted anchors are kept where they fit into one piece, else sorted again each time.
         self._sorted = [self._project(rows, directions) for rows in self._rows] if fits else None
-        self.counts = TransportCounts()
 
     def _project(self, rows: slice | Tensor, directions: Tensor) -> Tensor:
         return (self._W[rows] @ directions).sort(dim=0).values
@@ -118,6 +112,3 @@ class _AnchoredSliced:
                 gradient[rows] += moved @ t.T
         # Ranks that round a projection differently may sort near ties differently.
         return DistanceValue(value / (m * L), self._agree(gradient * (2.0 / (m * L))))
-
-    def settle(self, V: Tensor) -> DistanceValue:
-        return self.evaluate(V)
