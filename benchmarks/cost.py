@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx
-from torch_wprox.distances.emd import assignment
+from torch_wprox.distances.emd import exchangeable
 from torch_wprox.distances.emd.exact import solve
 from torch_wprox.objective import Objective
 
@@ -186,8 +186,8 @@ def quality_of_holding(gamma: float, evaluations: int = 1000) -> tuple[float, fl
     for patience in (None, lambda _: (0, 0)):
         layer, closure = problem(case)
         opt = WassersteinProx(layer.parameters(), gamma, max_eval=evaluations)
-        held = patience or assignment._patience
-        with mock.patch.object(assignment, "_patience", held):
+        held = patience or exchangeable._patience
+        with mock.patch.object(exchangeable, "_patience", held):
             opt.step(closure)
         assert opt.report is not None
         found.append(opt.report.objective)

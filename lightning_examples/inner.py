@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_examples import experiment, output, problems
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx, plane, plotting
-from torch_wprox.distances.emd import assignment
+from torch_wprox.distances.emd.assignment import Assignment
 from torch_wprox.solvers import GradientDescent
 
 X = torch.tensor([[1.222, 0.286], [1.018, 1.304]], dtype=torch.float64)
@@ -36,7 +36,7 @@ def network(V: Tensor = W) -> MeanFieldLayer:  # one sign, no bias
 def inside(V: Tensor, gamma: float, exchange: bool) -> State:
     layer = network(V)
     loss = problems.mean_squared_error(layer, X, Y)
-    sigma = assignment.assign(V, assignment.start(W, None))[0] if exchange else torch.arange(2)
+    sigma = Assignment(W, None).settle(V) if exchange else torch.arange(2)
     away = V - W[sigma]
     value = loss.item() + away.square().sum().item() / (4 * gamma)  # mass 1/2 per neuron
     forces = -torch.stack([*torch.autograd.grad(loss, layer.particles), away / (2 * gamma)])

@@ -66,23 +66,26 @@ class Progress:
 
 @dataclass(frozen=True)
 class TransportCounts:
-    """How often the assignment of a step was certified, repaired or solved afresh.
+    """How the assignments of a step were found, counted class by class.
 
     Attributes:
-        certified: Evaluations at which the assignment in force was proved optimal without a solve.
-        repaired: Assignment problems solved warm, from the prices in force.
-        solved: Problems of small classes solved directly, where that is quicker than a proof.
+        certified: The assignment in force was proved optimal without a solve.
+        repaired: Problems of larger classes solved, from prices known.
+        solved: Problems of small classes solved directly.
+        refined: Assignments improved by exchanges: good ones for trial points, not proved optimal.
     """
 
     certified: int = 0
     repaired: int = 0
     solved: int = 0
+    refined: int = 0
 
     def __add__(self, other: TransportCounts) -> TransportCounts:
         return TransportCounts(
             self.certified + other.certified,
             self.repaired + other.repaired,
             self.solved + other.solved,
+            self.refined + other.refined,
         )
 
 

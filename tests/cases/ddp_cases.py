@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from conftest import sinus_layer
 from torch_wprox import FrobeniusProx, Sinkhorn, Sliced, WassersteinProx
 from torch_wprox.distances import base
-from torch_wprox.distances.emd import assignment
+from torch_wprox.distances.emd.assignment import Assignment
 from torch_wprox.particles.layouts import particle_groups
 
 POINTS = 8  # divisible by every world size
@@ -158,19 +158,19 @@ def nan_on_one_rank(rank: int, world: int) -> dict[str, Any]:
 
 def another_assignment_on_one_rank(rank: int, world: int) -> dict[str, Any]:
     """Rank 1 solves its transport to another permutation; its own state must stay its own."""
-    states: list[tuple[Any, Tensor]] = []
-    solve = assignment.assign
+    states: list[tuple[Tensor, Tensor]] = []
+    trial = Assignment.trial
 
-    def assign(V: Tensor, state: Any, *, force: bool = False) -> tuple[Tensor, Any]:
-        sigma, state = solve(V, state, force=force)
+    def another(self: Assignment, V: Tensor) -> Tensor:
+        sigma = trial(self, V)
         if rank == 1:
             sigma = sigma.roll(1)
         states.append((sigma, sigma.clone()))
-        return sigma, state
+        return sigma
 
     layer = Waves()
     model = DistributedDataParallel(layer)
-    with mock.patch("torch_wprox.distances.emd.assignment.assign", assign):
+    with mock.patch.object(Assignment, "trial", another):
         rows = train(model, optimizer_of(model, "emd", "gd"), *data(rank, world), steps=2)
     kept = all(torch.equal(now, then) for now, then in states)
     return {"rows": rows, "end": flat(layer), "kept": kept}

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_wprox.distances.base import mean_squared
-from torch_wprox.distances.emd import assignment
-from torch_wprox.distances.emd.exact import is_tied
+from torch_wprox.distances.emd.assignment import Assignment
 from torch_wprox.objective import Block
 
 # A fresh exact assignment for the report costs seconds above this many particles.
@@ -61,12 +60,8 @@ def _optimal_assignment(block: Block, V: Tensor, W: Tensor) -> Tensor | None:
     It is the one in force where that is proved, else a fresh one, for clouds that are not large.
     """
     if block.distance.is_certified:
-        sigma = block.distance.assignment
-    elif block.m <= _FRESH_UP_TO:
-        sigma, _ = assignment.assign(V, assignment.start(W, block.classes), force=True)
-    else:
-        identity = assignment.start(W, block.classes)
-        return identity.sigma if assignment.is_certified(V, identity) else None
-    if sigma is not None and is_tied(V, W, sigma):
-        return torch.arange(block.m)
-    return sigma
+        return block.distance.assignment
+    transport = Assignment(W, block.classes)
+    if block.m <= _FRESH_UP_TO:
+        return transport.settle(V)
+    return transport.sigma if transport.proves_identity(V) else None

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from torch_wprox.closure.ranks import Agree, alone
-from torch_wprox.distances.base import AnchoredDistance, DistanceValue, Stateless, mean_squared
-from torch_wprox.distances.emd import assignment
+from torch_wprox.distances.base import AnchoredDistance, Distance, DistanceValue, mean_squared
+from torch_wprox.distances.emd.assignment import Assignment
 from torch_wprox.report import TransportCounts
 
 
-class _AnchoredEMD:
+class _AnchoredEMD(AnchoredDistance):
     """W2^2(V, W) = min_sigma (1/m) sum_i |V_i - W_sigma(i)|^2 inside the classes.
 
     Only sigma is needed: by the envelope theorem (Danskin) the gradient is (2/m)(V - W_sigma)
@@ -24,8 +24,8 @@ class _AnchoredEMD:
     def __init__(self, W: Tensor, classes: Tensor | None, agree: Agree) -> None:
         self._W = W
         self._agree = agree
-        self._state = assignment.start(W, classes)
-        self._sigma = self._state.sigma
+        self._transport = Assignment(W, classes)
+        self._sigma = self._transport.sigma
         self._target = W
 
     @property
@@ -34,32 +34,29 @@ class _AnchoredEMD:
 
     @property
     def is_certified(self) -> bool:
-        return self._state.certified
+        return self._transport.is_certified
 
     @property
     def counts(self) -> TransportCounts:
-        return self._state.counts
+        return self._transport.counts
 
     def evaluate(self, V: Tensor) -> DistanceValue:
-        return self._assigned(V, force=False)
+        return mean_squared(V, self._under(self._transport.trial(V)))
 
     def settle(self, V: Tensor) -> DistanceValue:
-        return self._assigned(V, force=True)
+        return mean_squared(V, self._under(self._transport.settle(V)))
 
-    def _assigned(self, V: Tensor, *, force: bool) -> DistanceValue:
-        sigma, self._state = assignment.assign(V, self._state, force=force)
-        self._hold(sigma)
-        return mean_squared(V, self._target)
-
-    def _hold(self, sigma: Tensor) -> None:
+    def _under(self, sigma: Tensor) -> Tensor:
+        """Return W_sigma; the gather is skipped while the assignment stays."""
         sigma = self._agree(sigma)
-        if sigma is not self._sigma:  # the gather is skipped while the assignment stays
+        if sigma is not self._sigma:
             self._sigma = sigma
             self._target = self._W[sigma.to(self._W.device)]
+        return self._target
 
 
 @dataclass(frozen=True)
-class EMD(Stateless):
+class EMD(Distance):
     """Squared 2-Wasserstein distance by exact assignment.
 
     d(V, W) = min_sigma (1/m) sum_i |V_i - W_sigma(i)|^2 over the permutations inside the classes.

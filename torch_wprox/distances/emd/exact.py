@@ -7,8 +7,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from torch_wprox.distances.clouds import as_float64, centred, class_rows
-from torch_wprox.distances.emd.proof import Anchor, tolerance
+from torch_wprox.distances.clouds import as_float64, class_rows
 
 
 def solve(V: Tensor, W: Tensor, classes: Tensor | None) -> Tensor:
@@ -30,16 +29,3 @@ def solve(V: Tensor, W: Tensor, classes: Tensor | None) -> Tensor:
         if cost[np.arange(len(x)), columns].sum() < np.trace(cost):
             sigma[rows] = sigma[rows][columns]
     return torch.from_numpy(sigma)
-
-
-def is_tied(V: Tensor, W: Tensor, sigma: Tensor) -> bool:
-    """Return whether the identity costs no more than ``sigma`` (m,), to rounding.
-
-    Args:
-        V: (m, D).
-        W: (m, D).
-        sigma: An optimal assignment.
-    """
-    X, anchor = centred(as_float64(V)), Anchor(as_float64(W))
-    gain = (X * (anchor.W[sigma.cpu().numpy()] - anchor.W)).sum()
-    return bool(gain <= len(X) * tolerance(anchor, X))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -11,8 +10,10 @@ from scipy.spatial.distance import cdist
 
 from torch_wprox.distances.clouds import Floats, Integers
 
-# Up to this many anchors all their distances are kept (72 MB at the limit).
-_KEEP_DISTANCES = 3000
+# A search tree finds neighbours faster than all distances do, up to this many coordinates.
+_TREE_COORDINATES = 6
+# Up to this many anchors all their distances may be computed at once (72 MB at the limit).
+_ALL_DISTANCES = 3000
 # Above this many anchors only near neighbours are looked for.
 _NEAR_ONLY = 20_000
 _TINY = float(np.finfo(np.float64).tiny)
@@ -41,15 +42,8 @@ class Anchor:
         self.W: Floats = points - points.mean(0) if len(points) else points
         self.scale = float(np.sqrt((self.W**2).sum(1).max(initial=0.0)))
 
-    @cached_property
-    def _all(self) -> Floats:
-        found: Floats = cdist(self.W, self.W)
-        return found
-
     def distances(self, columns: Integers) -> Floats:
         """Return |W_c - W_j| for the given columns c and all j, (len(columns), m)."""
-        if len(self.W) <= _KEEP_DISTANCES:
-            return self._all[columns]
         found: Floats = cdist(self.W[columns], self.W)
         return found
 
@@ -61,8 +55,9 @@ class Anchor:
         m = len(self.W)
         if m < 2:
             return np.full(m, np.inf)
-        if m <= _KEEP_DISTANCES:
-            others: Floats = self._all + np.diag(np.full(m, np.inf))
+        if self.W.shape[1] > _TREE_COORDINATES and m <= _ALL_DISTANCES:
+            others: Floats = cdist(self.W, self.W)
+            np.fill_diagonal(others, np.inf)
             nearest: Floats = others.min(1)
             return nearest
         tree, within = cKDTree(self.W), np.inf
@@ -96,11 +91,39 @@ class Proof:
     radii_sq: Floats
 
 
-def initial_proof(anchor: Anchor) -> Proof:
+def initial_prices(anchor: Anchor) -> Floats:
+    """Return the prices |W|^2/2, (m,), which prove the identity at V = W."""
+    prices: Floats = 0.5 * (anchor.W**2).sum(1)
+    return prices
+
+
+def initial_proof(anchor: Anchor, identity: Integers) -> Proof:
     """Return the identity at V = W: p = |W|^2/2 gives s_ij = |W_i - W_j|^2/2, half the distance."""
-    prices = 0.5 * (anchor.W**2).sum(1)
     radii = 0.5 * anchor.nearest_other()
-    return Proof(np.arange(len(anchor.W)), prices, anchor.W, radii**2)
+    return Proof(identity, initial_prices(anchor), anchor.W, radii**2)
+
+
+def unproved(sigma: Integers, prices: Floats, V: Floats) -> Proof:
+    """Return ``sigma`` with prices that prove it nowhere: no row has a ball."""
+    return Proof(sigma, prices, V, np.full(len(sigma), UNPROVED))
+
+
+def proved(anchor: Anchor, proof: Proof, V: Floats) -> Proof | None:
+    """Return the proof with new balls for the rows of V that left theirs, None if one row fails.
+
+    Args:
+        anchor: The class's anchors.
+        proof: What is known of an assignment.
+        V: (m, D), centred and finite.
+    """
+    if (proof.radii_sq[:1] == UNPROVED).any():
+        return None
+    out = moved_rows(proof, V)
+    if not len(out):
+        return proof
+    if len(V) > _NEAR_ONLY and len(out) > _NEAR_ONLY // 10:
+        return None  # checking that many rows would cost what a solve does
+    return recheck(anchor, proof, V, out)
 
 
 def moved_rows(proof: Proof, V: Floats) -> Integers:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 
 from torch_wprox.distances.clouds import Floats, Integers
 from torch_wprox.distances.emd.prices import COARSENED, coarse_prices, price_rise, reduced_costs
-from torch_wprox.distances.emd.proof import UNPROVED, Anchor, Proof, tolerance
+from torch_wprox.distances.emd.proof import UNPROVED, Anchor, Proof, tolerance, unproved
 
-_BSP_PLANS = 8
+# Classes for which POT's network simplex is the fastest from nothing; above, its plan (m, m) is
+# too much memory beside the costs.
+_SIMPLEX_FROM, _SIMPLEX_UP_TO = 1000, 5000
+_SIMPLEX_PIVOTS = 100_000_000
 
 
 def repaired(anchor: Anchor, proof: Proof, V: Floats, *, prove: bool = True) -> Proof:
@@ -34,44 +38,30 @@ def repaired(anchor: Anchor, proof: Proof, V: Floats, *, prove: bool = True) -> 
     rows, old = np.arange(len(V)), proof.sigma
     gap = R[rows, old].sum()  # between the cost of the old assignment and the value of its prices
     is_far = len(V) > COARSENED and gap > (V * V).sum() / len(V)
-    if is_far:
-        coarse = coarse_prices(V, anchor.W, old, prices)
-        other = reduced_costs(V, anchor.W, coarse)
-        if other[rows, old].sum() < gap:
-            prices, R = coarse, other
-    sigma: Integers = linear_sum_assignment(R)[1]
+    sigma: Integers
+    if is_far and V.shape[1] <= 2 and _SIMPLEX_FROM <= len(V) <= _SIMPLEX_UP_TO:
+        sigma = by_network_simplex(V, anchor.W)
+    else:
+        if is_far:
+            coarse = coarse_prices(V, anchor.W, old, prices)
+            other = reduced_costs(V, anchor.W, coarse)
+            if other[rows, old].sum() < gap:
+                prices, R = coarse, other
+        sigma = linear_sum_assignment(R)[1]
     changed = (sigma != old).any()
     if not changed or (R[rows, old] - R[rows, sigma]).sum() <= len(V) * tolerance(anchor, V):
         sigma = old
     if is_far or not prove:
-        return Proof(sigma, prices, V, np.full(len(V), UNPROVED))
+        return unproved(sigma, prices, V)
     rise, is_proof = price_rise(R, sigma, tolerance(anchor, V))
     return Proof(sigma, prices + rise, V, np.full(len(V), 0.0 if is_proof else UNPROVED))
 
 
-def bijection(anchor: Anchor, proof: Proof, V: Floats) -> Proof:
-    """Return a good assignment for a large class by BSP-OT, never worse than the one in force.
+def by_network_simplex(V: Floats, W: Floats) -> Integers:
+    """Return an optimal assignment of V to W, both (m, D), by POT's ``emd``."""
+    import ot
 
-    It has no prices and no proof: W2^2 under it is an upper bound.
-
-    Args:
-        anchor: The class's anchors.
-        proof: The assignment in force, which starts the search.
-        V: (m, D), centred.
-
-    Source: BSP-OT (Genest et al. 2025), in POT.
-    """
-    from ot import compute_bspot_bijection
-
-    _, found, _ = compute_bspot_bijection(
-        V,
-        anchor.W,
-        n_plans=_BSP_PLANS,
-        initial_perm=proof.sigma.astype(np.int32),
-        gaussian_slicing=V.shape[1] <= 64,
-    )
-    candidates = [np.asarray(found, dtype=np.int64), proof.sigma, np.arange(len(V))]
-    sigma = max(candidates, key=lambda s: float((V * anchor.W[s]).sum()))
-    if np.array_equal(sigma, proof.sigma):
-        sigma = proof.sigma
-    return Proof(sigma, proof.prices, V, np.full(len(V), UNPROVED))
+    ones = np.ones(len(V))  # integers: a vertex of the problem is a permutation, without rounding
+    plan = ot.emd(ones, ones, cdist(V, W, "sqeuclidean"), numItermax=_SIMPLEX_PIVOTS)
+    sigma: Integers = plan.argmax(1)
+    return sigma

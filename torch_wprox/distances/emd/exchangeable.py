@@ -1,0 +1,231 @@
+"""The assignment inside one class of exchangeable particles, followed as they move.
+
+A translation of V changes no assignment, so V is centred first.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from torch_wprox.distances.clouds import Floats, Integers, centred
+from torch_wprox.distances.emd.proof import (
+    Anchor,
+    Proof,
+    initial_prices,
+    initial_proof,
+    proved,
+    tolerance,
+    unproved,
+)
+from torch_wprox.distances.emd.refine import refined
+from torch_wprox.distances.emd.repair import repaired
+from torch_wprox.report import TransportCounts
+
+LARGEST_EXACT = 20_000
+"""Particles of a class above which no exact problem is solved: W2^2 has an upper bound only."""
+
+# Up to this many a solve is quicker than a refinement.
+_SOLVED = 128
+# In more coordinates proposals along lines are rarely good, and a warm solve is quick.
+_REFINED_COORDINATES = 3
+# Lines of a refinement at a trial point, and at the end of a step where no exact problem is solved.
+_LINES, _LINES_AT_END = 8, 64
+# A new assignment is idle when it lowers W2^2 by less than this share.
+_IDLE = 0.05
+
+
+class Exchangeable(ABC):
+    """A class of particles, any of which may take any anchor of the class.
+
+    Args:
+        points: Its anchors, (m, D).
+        rows: Which particles of the cloud: a slice where they are contiguous, else indices.
+
+    Attributes:
+        rows: As given.
+        sigma: The assignment in force, (m,), indices inside the class: the identity at first.
+        is_certified: Whether it is known to be optimal for the last V.
+    """
+
+    def __init__(self, points: Floats, rows: slice | Integers) -> None:
+        self.rows = rows
+        self.is_certified = True
+        self._anchor = Anchor(points)
+        self._identity: Integers = np.arange(len(points))
+        self.sigma = self._identity
+
+    @property
+    @abstractmethod
+    def counts(self) -> TransportCounts:
+        """How the assignments were found."""
+
+    @abstractmethod
+    def trial(self, V: Floats) -> bool:
+        """Assign V (m, D), a point that a solver tries; return whether the assignment changed."""
+
+    @abstractmethod
+    def settle(self, V: Floats) -> bool:
+        """Assign V (m, D) optimally; return whether the assignment changed."""
+
+    def proves_identity(self, V: Floats) -> bool:
+        """Return whether the first prices prove the identity optimal for V, (m, D)."""
+        V = centred(V)
+        if not np.isfinite(V).all():
+            return False
+        proof = initial_proof(self._anchor, self._identity)
+        return proved(self._anchor, proof, V) is not None
+
+    def _take(self, found: Integers, V: Floats) -> bool:
+        """Put ``found`` in force, or the identity where it is as good; return if that changed."""
+        before = self.sigma
+        gain = (V * (self._anchor.W[found] - self._anchor.W)).sum()
+        is_tied = gain <= len(V) * tolerance(self._anchor, V)
+        self.sigma = self._identity if is_tied else found
+        return self.sigma is not before
+
+
+class Solved(Exchangeable):
+    """A small class: solved at every point.
+
+    The cost p_j - <V_i, W_j> with p = |W|^2/2 has its row minima on the diagonal while particles
+    are near their anchors; scipy finds the assignment in O(m^2) then.
+    """
+
+    def __init__(self, points: Floats, rows: slice | Integers) -> None:
+        super().__init__(points, rows)
+        self._columns = np.ascontiguousarray(self._anchor.W.T)
+        self._prices = initial_prices(self._anchor)
+        self._times = 0
+
+    @property
+    def counts(self) -> TransportCounts:
+        """How often the class was solved."""
+        return TransportCounts(solved=self._times)
+
+    def trial(self, V: Floats) -> bool:
+        """Solve at V (m, D); return whether the assignment changed."""
+        V = centred(V)
+        try:
+            found: Integers = linear_sum_assignment(self._prices - V @ self._columns)[1]
+        except ValueError:  # a NaN or an infinity
+            self.is_certified = False
+            return False
+        self.is_certified = True
+        self._times += 1
+        return not (found == self.sigma).all() and self._take(found, V)
+
+    def settle(self, V: Floats) -> bool:
+        """Solve at V (m, D): every trial is exact."""
+        return self.trial(V)
+
+
+class Held(Exchangeable):
+    """A large class: held at trial points, proved or solved at the end of a step.
+
+    A held assignment is renewed after a number of evaluations: solved up to 128 particles and
+    where there are more than three coordinates, else refined by exchanges, which is a hundred times
+    cheaper.
+    """
+
+    def __init__(self, points: Floats, rows: slice | Integers) -> None:
+        super().__init__(points, rows)
+        m, D = points.shape
+        self._is_exact = m <= LARGEST_EXACT
+        self._has_proofs = m > _SOLVED
+        self._is_refined = self._has_proofs and (D <= _REFINED_COORDINATES or not self._is_exact)
+        self._least, self._most = _patience(m)
+        # The identity is good at first: a quarter of the patience that comes after.
+        self._hold, self._patience = self._least // 4, self._least
+        self._proof: Proof | None = None
+        self._settled_at = self._anchor.W
+        self._counts = TransportCounts()
+
+    @property
+    def counts(self) -> TransportCounts:
+        """How the assignments were found."""
+        return self._counts
+
+    def trial(self, V: Floats) -> bool:
+        """Hold the assignment or renew it for V (m, D); return whether it changed."""
+        self.is_certified = False
+        if self._hold > 0:
+            self._hold -= 1
+            return False
+        V = centred(V)
+        if not np.isfinite(V).all():
+            return False
+        before = self.sigma
+        changed = self._refine(V, _LINES) if self._is_refined else self._solve(V, prove=True)
+        old, new = (_cost(V, self._anchor.W, sigma) for sigma in (before, self.sigma))
+        is_idle = old - new < _IDLE * new
+        self._patience = min(2 * self._patience + 1, self._most) if is_idle else self._least
+        self._hold = self._patience
+        return changed
+
+    def settle(self, V: Floats) -> bool:
+        """Prove the assignment in force optimal for V (m, D), or solve; refine a very large class.
+
+        No prices are looked for: the step ends here, or goes on from where it is.
+        """
+        V = centred(V)
+        if not np.isfinite(V).all():
+            self.is_certified = False
+            return False
+        if self.is_certified and np.array_equal(V, self._settled_at):
+            return False  # settled at this very point
+        if self._is_exact:
+            changed = self._solve(V, prove=False)
+        else:
+            changed = self._refine(V, _LINES_AT_END)
+            self.is_certified = self.sigma is self._identity and self.proves_identity(V)
+        self._settled_at = V
+        return changed
+
+    def _solve(self, V: Floats, *, prove: bool) -> bool:
+        """Prove the assignment in force optimal for V (m, D), else solve for one that is."""
+        self.is_certified = True
+        proof = self._proof_in_force()
+        checked = proved(self._anchor, proof, V) if self._has_proofs else None
+        if checked is not None:
+            self._proof = checked
+            self._counts += TransportCounts(certified=1)
+            return False
+        found = repaired(self._anchor, proof, V, prove=prove and self._has_proofs)
+        changed = self._take(found.sigma, V)
+        self._proof = replace(found, sigma=self.sigma)
+        self._counts += TransportCounts(repaired=1)
+        return changed
+
+    def _proof_in_force(self) -> Proof:
+        """Return what is known of the assignment in force: balls, or prices without any."""
+        if self._proof is not None and self._proof.sigma is self.sigma:
+            return self._proof
+        if self._has_proofs and self.sigma is self._identity:
+            return initial_proof(self._anchor, self._identity)
+        return unproved(self.sigma, initial_prices(self._anchor), self._anchor.W)
+
+    def _refine(self, V: Floats, lines: int) -> bool:
+        """Refine the assignment in force for V (m, D) by exchanges."""
+        found = refined(V, self._anchor.W, self.sigma, lines, seed=self._counts.refined)
+        self._counts += TransportCounts(refined=1)
+        return found is not self.sigma and self._take(found, V)
+
+
+def _cost(V: Floats, W: Floats, sigma: Integers) -> float:
+    """Return sum_i |V_i - W_sigma(i)|^2."""
+    moved = (V - W[sigma]).ravel()
+    return float(moved @ moved)
+
+
+def _patience(m: int) -> tuple[int, int]:
+    """Return for how many evaluations an assignment of m particles is kept: least and most.
+
+    A class of more than 64 gets a new one in every m/12 evaluations, and in every m/8 while new
+    ones gain little (at least one in 20 and 40). A thousand evaluations then end within 1 % of the
+    objective that optimal assignments reach (benchmarks/cost.py).
+    """
+    return min(m // 12, 20) - 1, min(m // 8, 40) - 1
