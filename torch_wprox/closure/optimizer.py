@@ -24,6 +24,13 @@ from torch_wprox.closure.guards import (
 from torch_wprox.closure.ranks import process_group_of
 from torch_wprox.closure.runner import CLOSURE_HELP, Closure, ClosureRunner
 from torch_wprox.closure.saved_state import checked_saved_groups
+from torch_wprox.closure.watch import (
+    LOGGER,
+    Callback,
+    Watch,
+    checked_callback,
+    checked_seconds,
+)
 
 Report = TypeVar("Report")
 
@@ -48,15 +55,30 @@ class ClosureOptimizer(Optimizer, ABC, Generic[Report]):
         defaults: Options of a group and their values.
         process_group: "auto" (the default group if torch.distributed is initialised), None, or the
             group of the ranks that step together.
+        callback: Called as a step goes on, with a :class:`~torch_wprox.Progress`; a true answer
+            ends the step at its best point. None: nobody listens.
+        seconds: Time budget of one step; when it is up, the best point so far is the step's.
 
     Attributes:
         report: What the last step said of itself, None before the first.
+        callback: As given; may be changed between steps. Copies and pickles leave it behind.
+        seconds: As given; may be changed between steps.
     """
 
     _section: ClassVar[str]
     """Key of the subclass's own part of the state dict."""
 
-    def __init__(self, params: Any, defaults: dict[str, Any], *, process_group: Any) -> None:
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        *,
+        process_group: Any,
+        callback: Callback | None,
+        seconds: float | None,
+    ) -> None:
+        self.callback = checked_callback(callback)
+        self.seconds = checked_seconds(seconds)
         process_group_of(process_group)  # a wrong choice is refused now, not at the first step
         self.report: Report | None = None
         self._process_group = process_group
@@ -71,7 +93,7 @@ class ClosureOptimizer(Optimizer, ABC, Generic[Report]):
 
     @abstractmethod
     def _take(
-        self, runner: ClosureRunner, parameters: list[Tensor], snapshot: list[Tensor]
+        self, runner: ClosureRunner, parameters: list[Tensor], snapshot: list[Tensor], watch: Watch
     ) -> Report:
         """Take one step.
 
@@ -79,6 +101,7 @@ class ClosureOptimizer(Optimizer, ABC, Generic[Report]):
             runner: Runs the closure; it runs last at the accepted parameters.
             parameters: Those of `_trained`, at the anchor; moved to the accepted point.
             snapshot: Copies of them at the anchor.
+            watch: Told of every evaluation; ends the step early.
         """
 
     @abstractmethod
@@ -131,9 +154,10 @@ class ClosureOptimizer(Optimizer, ABC, Generic[Report]):
         runner = ClosureRunner(closure, parameters, process_group_of(self._process_group))
         snapshot = [p.detach().clone() for p in parameters]
         state = self._own_state()
+        watch = Watch(checked_callback(self.callback), checked_seconds(self.seconds), runner.agree)
         try:
             with runner.arithmetic():
-                self.report = self._take(runner, parameters, snapshot)
+                self.report = self._take(runner, parameters, snapshot, watch)
         except BaseException:
             restore(parameters, snapshot)
             self._adopt(state)
@@ -142,6 +166,9 @@ class ClosureOptimizer(Optimizer, ABC, Generic[Report]):
             runner.finish()
         self._watch.remember(parameters)
         self._say_of_the_closure(runner.objection)
+        LOGGER.info("%s: %s", type(self).__name__, self.report)
+        if watch.interrupt is not None:
+            raise watch.interrupt
         return runner.first_loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -228,6 +255,7 @@ class ClosureOptimizer(Optimizer, ABC, Generic[Report]):
     def __getstate__(self) -> dict[str, Any]:
         """Return all attributes: the base class would drop ours (hooks stay behind, as there)."""
         kept = {k: v for k, v in self.__dict__.items() if not k.startswith("_optimizer_")}
+        kept["callback"] = None  # it belongs to the running program, often to its screen
         kept["_watch"] = GradientWatch()  # gradients are not copied with their parameters
         if not isinstance(self._process_group, str | None):
             kept["_process_group"] = "auto"  # a group cannot leave its process

@@ -29,6 +29,8 @@ class Watch:
 
     Attributes:
         has_ended: Whether the step has to end.
+        is_needed: Whether anyone listens: else nothing is told.
+        interrupt: Ctrl-C that came during the step, to go on once the best point is kept.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Watch:
         self._decides = callback is not None or seconds is not None
         self.is_needed = self._decides or self._logs
         self.has_ended = False
+        self.interrupt: KeyboardInterrupt | None = None
 
     @property
     def seconds(self) -> float:
@@ -81,6 +84,16 @@ class Watch:
             late = self._seconds is not None and progress.seconds >= self._seconds
             self.has_ended = self.has_ended or self._agreed(wants or late)
         return self.has_ended
+
+    def take_interrupt(self, interrupt: KeyboardInterrupt) -> None:
+        """End the step at its best point if the callback has ``keep_best_on_interrupt``.
+
+        Raises:
+            KeyboardInterrupt: It has not: the step is undone, and the interrupt goes on.
+        """
+        if not self.keeps_best_on_interrupt:
+            raise interrupt
+        self.interrupt, self.has_ended = interrupt, True
 
     def is_over(self) -> bool:
         """Return whether the step has to end, by the clock or because the callback said so."""

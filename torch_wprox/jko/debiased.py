@@ -97,7 +97,9 @@ def solve_debiased(
     history, iterations, rounds = [now.objective], now.iterations, 1
     before: Tensor | None = None
     momentum = 0
-    while rounds < max_rounds and now.status is not Status.NONFINITE:
+    while (
+        rounds < max_rounds and now.status is not Status.NONFINITE and not problem.watch.is_over()
+    ):
         plain = _averaged(log_d, now.plan.p, log_xid)
         # Nesterov's extrapolation, started again whenever J would rise: alternating minimisation
         # alone is sublinear in the high frequencies of d.

@@ -103,7 +103,9 @@ def solve_dykstra(
             status = inner
         elif even < tolerance and odd < tolerance:
             status = Status.CONVERGED
-        elif iteration < max_iterations:
+        elif iteration < max_iterations and not problem.tell(
+            iteration, found.value, max(even, odd)
+        ):
             log_xib = kernel.lse(log_b, windows)
             continue
         break

@@ -90,7 +90,10 @@ def solve_krylov(
             found = _newton_step(problem, loss, at, now)
             if found is not None and (found.size < 0.9 * now.size or found.value < now.value):
                 now, iteration = found, iteration + 1
-                continue
+                if not problem.tell(iteration, now.value, now.size):
+                    continue
+                status = Status.STOPPED
+                break
             status = Status.STALLED
         break
     residual = float(now.residual.norm())

@@ -100,6 +100,9 @@ def solve_lbfgs(
         if float(s @ y) > 1e-12 * float(s.norm() * y.norm()):
             pairs.append((s, y))
         now = following
+        if problem.tell(iteration + 1, now.value, now.gap):
+            iteration += 1
+            break
     found = root(now.v)
     if found.size <= tolerance:
         return solution_of(found, iteration, Status.CONVERGED)

@@ -121,6 +121,7 @@ def newton(
     *,
     tolerance: float,
     max_iterations: int,
+    tell: Callable[[int, float, float], bool] | None = None,
 ) -> tuple[Point, int, Status]:
     """Solve lambda = t grad h(u(lambda)).
 
@@ -131,6 +132,7 @@ def newton(
         starts: Each (n,); the one with the lowest value is taken.
         tolerance: On the relative residual.
         max_iterations: Newton steps allowed.
+        tell: Given the number of steps, the value and the residual; a true answer ends the solve.
 
     Returns:
         The last point, the number of steps and why they ended.
@@ -146,6 +148,8 @@ def newton(
             # At the floating-point floor neither the value nor the residual falls any more.
             return now, iteration, Status.STALLED
         now = found
+        if tell is not None and tell(iteration + 1, now.value, now.size):
+            return now, iteration + 1, Status.STOPPED
     return now, max_iterations, Status.CONVERGED if now.size <= tolerance else Status.MAX_ITER
 
 
@@ -205,6 +209,7 @@ def solve_newton(
         starts_of(problem, outputs, start),
         tolerance=tolerance,
         max_iterations=max_iterations,
+        tell=problem.tell,
     )
     return solution_of(found, iterations, status)
 

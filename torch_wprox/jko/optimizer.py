@@ -15,6 +15,7 @@ from torch_wprox.closure.guards import chosen_step_size
 from torch_wprox.closure.optimizer import ClosureOptimizer
 from torch_wprox.closure.ranks import process_group_of
 from torch_wprox.closure.runner import ClosureRunner
+from torch_wprox.closure.watch import Callback, Watch
 from torch_wprox.jko.plan import Plan
 from torch_wprox.jko.step import MethodName, StepOptions, take_step
 from torch_wprox.layers.grid import GridLayer, checked_measure
@@ -54,6 +55,9 @@ class EntropicJKO(ClosureOptimizer[JKOReport]):
         max_rounds: Of a debiased step.
         precision: dtype in which the step is computed, whatever the dtype of the weight.
         process_group: As in the proximal optimizers. With several ranks only method="krylov".
+        callback: Called at every iteration with a :class:`~torch_wprox.Progress`, whose objective
+            is W_eps + tau f; a true answer ends the step there.
+        seconds: Time budget of one step.
 
     Attributes:
         report: The :class:`~torch_wprox.JKOReport` of the last step, None before the first.
@@ -99,6 +103,8 @@ class EntropicJKO(ClosureOptimizer[JKOReport]):
         max_rounds: int = 100,
         precision: torch.dtype = torch.float64,
         process_group: Any = "auto",
+        callback: Callback | None = None,
+        seconds: float | None = None,
     ) -> None:
         if not isinstance(layer, GridLayer):
             raise TypeError(f"layer must be a torch_wprox.GridLayer, got {type(layer).__name__}")
@@ -121,7 +127,13 @@ class EntropicJKO(ClosureOptimizer[JKOReport]):
         self.plan: Plan | None = None
         self._layer = layer
         self._stalled = 0
-        super().__init__([layer.weight], {"lr": step_size}, process_group=process_group)
+        super().__init__(
+            [layer.weight],
+            {"lr": step_size},
+            process_group=process_group,
+            callback=callback,
+            seconds=seconds,
+        )
 
     @property
     def layer(self) -> GridLayer:
@@ -154,10 +166,10 @@ class EntropicJKO(ClosureOptimizer[JKOReport]):
         return [weight]
 
     def _take(
-        self, runner: ClosureRunner, parameters: list[Tensor], snapshot: list[Tensor]
+        self, runner: ClosureRunner, parameters: list[Tensor], snapshot: list[Tensor], watch: Watch
     ) -> JKOReport:
         tau = 2.0 * float(self.param_groups[0]["lr"])
-        report, self.plan = take_step(self._layer, runner, tau, self._options)
+        report, self.plan = take_step(self._layer, runner, tau, self._options, watch)
         self._say_what_happened(report, parameters[0])
         return report
 

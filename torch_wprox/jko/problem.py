@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from torch_wprox.closure.watch import Watch
 from torch_wprox.jko.kernel import GridKernel
 from torch_wprox.jko.plan import Plan, plan_of
 from torch_wprox.report import Status
@@ -28,6 +29,7 @@ class JKOProblem:
         epsilon: Entropic regularisation.
         tau: 2 gamma.
         log_d: (B, *shape); None for d = 1, the plain step.
+        watch: Told of every iteration; ends the step early.
     """
 
     kernel: GridKernel
@@ -35,6 +37,7 @@ class JKOProblem:
     epsilon: float
     tau: float
     log_d: Tensor | None = None
+    watch: Watch = field(default_factory=Watch)
 
     def plan(self, phi: Tensor) -> Plan:
         """Return the plan with a = exp(-phi/epsilon), phi (B, *shape)."""
@@ -43,6 +46,13 @@ class JKOProblem:
     def cost(self, plan: Plan) -> float:
         r"""Return :math:`W_\varepsilon(p, q) - \varepsilon \langle \log d, p\rangle`."""
         return self.epsilon * plan.entropy
+
+    def tell(self, iteration: int, value: float, residual: float) -> bool:
+        """Tell the watch of one iteration; return whether the step has to end.
+
+        The methods lower ``value`` from one iteration to the next, so the last one is the best.
+        """
+        return self.watch.note(iteration, value, value, residual)
 
     def debiased_by(self, log_d: Tensor) -> JKOProblem:
         """Return the problem with this d."""

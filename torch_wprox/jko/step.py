@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from torch_wprox.closure.runner import ClosureRunner
+from torch_wprox.closure.watch import Watch
 from torch_wprox.jko.debiased import solve_debiased
 from torch_wprox.jko.dykstra import solve_dykstra
 from torch_wprox.jko.kernel import GridKernel
@@ -75,7 +76,7 @@ class StepOptions:
 
 
 def take_step(
-    layer: GridLayer, runner: ClosureRunner, tau: float, options: StepOptions
+    layer: GridLayer, runner: ClosureRunner, tau: float, options: StepOptions, watch: Watch
 ) -> tuple[JKOReport, Plan | None]:
     """Move the layer's weight by one step.
 
@@ -84,6 +85,7 @@ def take_step(
         runner: Runs the closure.
         tau: 2 gamma.
         options: How to solve.
+        watch: Told of every iteration; ends the step early.
 
     Returns:
         The report and the plan; no plan if the weight did not move.
@@ -104,9 +106,11 @@ def take_step(
     kernel = GridKernel(
         layer.spacing, layer.shape, options.epsilon, dtype=options.precision, device=q.device
     )
-    problem = JKOProblem(kernel, q, options.epsilon, tau)
+    problem = JKOProblem(kernel, q, options.epsilon, tau, watch=watch)
     method, start = _method(layer, runner, seen.calls, problem, before, grad, options)
     found, iterations, rounds = _solved(problem, method, start, options)
+    if watch.has_ended and found.status is not Status.NONFINITE:
+        found = replace(found, status=Status.STOPPED)
     if found.status is Status.NONFINITE:
         weight.copy_(anchor)
         runner()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torch_wprox.arguments import checked_count
 from torch_wprox.closure.guards import checked_step_size, checked_weight_decay, is_no_step
+from torch_wprox.closure.watch import Callback, Watch, checked_callback, checked_seconds
 from torch_wprox.distances.base import Distance
 from torch_wprox.objective import Block, Objective
 from torch_wprox.optim import step
@@ -34,6 +35,8 @@ def prox(
     max_eval: int = MAX_EVAL,
     tolerance_grad: float = TOLERANCE_GRAD,
     inexact: float | None = None,
+    callback: Callback | None = None,
+    seconds: float | None = None,
 ) -> tuple[Tensor, StepReport]:
     """Take one proximal step of a function of a point cloud.
 
@@ -50,6 +53,9 @@ def prox(
         max_eval: Evaluations of ``fn`` allowed.
         tolerance_grad: Converged when |grad P| <= tolerance_grad |grad fn(W)|.
         inexact: rho of the rule |grad P| <= rho |V - W_sigma|/(m gamma), None to switch it off.
+        callback: Called at every evaluation with a :class:`~torch_wprox.Progress`; a true answer
+            ends the step at its best point.
+        seconds: Time budget; when it is up, the best point so far is the answer.
 
     Returns:
         V (m, D), detached, and the report of the step.
@@ -81,6 +87,7 @@ def prox(
     labels = labels_of(classes, W)
     chosen_distance, chosen_solver = distance_named(distance), solver_named(solver)
     stopping = Stopping(tolerance_grad, inexact)
+    watch = Watch(checked_callback(callback), checked_seconds(seconds))
     # As in the optimizers: coarser types compute in float32, and what comes out is rounded.
     kind, shape = W.dtype, W.shape
     anchor = W.detach().to(compute_dtype(W), copy=True)
@@ -109,7 +116,13 @@ def prox(
         classes=labels,
     )
     objective = Objective(
-        (block,), loss_and_grad, anchor.reshape(-1), loss, grad, budget=max_eval - 1
+        (block,),
+        loss_and_grad,
+        anchor.reshape(-1),
+        loss,
+        grad,
+        budget=max_eval - 1,
+        watch=watch,
     )
     status, _ = step.minimized(objective, chosen_solver, stopping, None)
     evaluations = max_eval - objective.evaluations_left

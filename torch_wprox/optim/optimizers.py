@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from torch_wprox.closure.watch import Callback
 from torch_wprox.distances.base import Distance
 from torch_wprox.optim.proximal_point import ProximalPoint
 from torch_wprox.solvers.base import Solver
@@ -39,6 +40,9 @@ class WassersteinProx(ProximalPoint):
         inexact: rho of the rule |grad P| <= rho |V - W_sigma|/(m gamma), None to switch it off.
         process_group: "auto" (the default group if torch.distributed is initialised), None, or the
             group of the ranks that step together.
+        callback: Called at every evaluation with a :class:`~torch_wprox.Progress`; a true answer
+            ends the step at its best point.
+        seconds: Time budget of one step; when it is up, the best point so far is the step's.
 
     Raises:
         ValueError: An argument is out of range; the message says the remedy.
@@ -76,6 +80,8 @@ class WassersteinProx(ProximalPoint):
         tolerance_grad: float = TOLERANCE_GRAD,
         inexact: float | None = None,
         process_group: Any = "auto",
+        callback: Callback | None = None,
+        seconds: float | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -89,6 +95,8 @@ class WassersteinProx(ProximalPoint):
             tolerance_grad=tolerance_grad,
             inexact=inexact,
             process_group=process_group,
+            callback=callback,
+            seconds=seconds,
         )
 
 
@@ -112,6 +120,9 @@ class FrobeniusProx(ProximalPoint):
         inexact: rho of the rule |grad P| <= rho |V - W|/(m gamma), None to switch it off.
         process_group: "auto" (the default group if torch.distributed is initialised), None, or the
             group of the ranks that step together.
+        callback: Called at every evaluation with a :class:`~torch_wprox.Progress`; a true answer
+            ends the step at its best point.
+        seconds: Time budget of one step; when it is up, the best point so far is the step's.
 
     Raises:
         ValueError: An argument is out of range; the message says the remedy.
@@ -144,6 +155,8 @@ class FrobeniusProx(ProximalPoint):
         tolerance_grad: float = TOLERANCE_GRAD,
         inexact: float | None = None,
         process_group: Any = "auto",
+        callback: Callback | None = None,
+        seconds: float | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -157,4 +170,6 @@ class FrobeniusProx(ProximalPoint):
             tolerance_grad=tolerance_grad,
             inexact=inexact,
             process_group=process_group,
+            callback=callback,
+            seconds=seconds,
         )

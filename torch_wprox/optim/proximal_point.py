@@ -18,6 +18,7 @@ from torch_wprox.closure.guards import (
 )
 from torch_wprox.closure.optimizer import ClosureOptimizer, restore
 from torch_wprox.closure.runner import ClosureRunner
+from torch_wprox.closure.watch import Callback, Watch
 from torch_wprox.distances.base import Distance
 from torch_wprox.objective import Objective
 from torch_wprox.optim import step, warm_start
@@ -64,6 +65,8 @@ class ProximalPoint(ClosureOptimizer[StepReport]):
         tolerance_grad: float,
         inexact: float | None,
         process_group: Any,
+        callback: Callback | None = None,
+        seconds: float | None = None,
     ) -> None:
         step_size = chosen_step_size(gamma, lr)
         self._distance = distance_named(distance)
@@ -78,7 +81,9 @@ class ProximalPoint(ClosureOptimizer[StepReport]):
             "weight_decay": checked_weight_decay(weight_decay),
             "layout": "auto",
         }
-        super().__init__(params, defaults, process_group=process_group)
+        super().__init__(
+            params, defaults, process_group=process_group, callback=callback, seconds=seconds
+        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its dict may say ``gamma`` (or ``lr``), ``weight_decay`` and ``layout``.
@@ -104,7 +109,7 @@ class ProximalPoint(ClosureOptimizer[StepReport]):
         return [p for g in self.param_groups for p in g["params"] if p.requires_grad]
 
     def _take(
-        self, runner: ClosureRunner, parameters: list[Tensor], snapshot: list[Tensor]
+        self, runner: ClosureRunner, parameters: list[Tensor], snapshot: list[Tensor], watch: Watch
     ) -> StepReport:
         """Evaluate at the anchor, let the solver minimise, accept the best point it evaluated."""
         loss = runner()
@@ -125,6 +130,7 @@ class ProximalPoint(ClosureOptimizer[StepReport]):
             budget=self._max_eval - 2,  # one is spent, one is kept for the accepted point
             agree=runner.agree,
             length=self._length,
+            watch=watch,
         )
         memory = warm_start.recall(self._carried, loss, grad)
         status, memory = step.minimized(objective, self._solver, self._stopping, memory)
@@ -159,6 +165,11 @@ class ProximalPoint(ClosureOptimizer[StepReport]):
             if not is_no_step(float(group["lr"]), view.dtype)
             and any(p.grad is not None for p in view.parameters)
         ]
+
+    def __repr__(self) -> str:
+        """Say what a step is, and the groups."""
+        options = f"distance={self._distance!r}, solver={self._solver!r}, max_eval={self._max_eval}"
+        return super().__repr__().replace("(", f"({options}", 1)
 
     def _own_state(self) -> dict[str, Any]:
         return {

@@ -27,9 +27,12 @@ def minimized(
         return Status.NONFINITE, None
     if objective.evaluations_left <= 0:
         return Status.NO_MOVE, memory
-    status, memory = solver.minimize(objective, stopping, memory)
-    while status in _ENDED and objective.renew():
+    try:
         status, memory = solver.minimize(objective, stopping, memory)
+        while status in _ENDED and objective.renew():
+            status, memory = solver.minimize(objective, stopping, memory)
+    except KeyboardInterrupt as interrupt:
+        objective.watch.take_interrupt(interrupt)
     if objective.watch.has_ended:
         status = Status.STOPPED
     known = all(b.distance.is_quadratic for b in objective.blocks)

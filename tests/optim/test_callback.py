@@ -1,0 +1,170 @@
+"""Callback, time budget and Ctrl-C in the middle of a step."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import closure_of, sinus_data, sinus_layer
+from torch_wprox import (
+    EntropicJKO,
+    FrobeniusProx,
+    GridLayer,
+    Progress,
+    Status,
+    WassersteinProx,
+    prox,
+)
+
+
+def made(solver: str = "bfgs", **options: Any) -> tuple[Any, WassersteinProx, Callable[[], Tensor]]:
+    layer = sinus_layer()
+    opt = WassersteinProx(layer.parameters(), 1.0, solver=solver, **options)
+    return layer, opt, closure_of(layer, opt, *sinus_data())
+
+
+@pytest.mark.parametrize("solver", ["gd", "adam", "bfgs", "lbfgs", "auto"])
+def test_a_true_answer_ends_the_step_at_its_best_point(solver: str) -> None:
+    seen: list[Progress] = []
+    _layer, opt, closure = made(solver, callback=lambda p: seen.append(p) or p.evaluation >= 7)
+    opt.step(closure)
+    assert opt.report is not None
+    assert opt.report.status is Status.STOPPED
+    assert [p.evaluation for p in seen] == list(range(2, 8))
+    assert opt.report.objective == pytest.approx(min(p.best for p in seen), rel=1e-12)
+    assert opt.report.objective <= opt.report.loss_before
+    assert closure().item() == opt.report.loss_after
+    assert opt.report.evaluations <= 8  # one more at the accepted point
+
+
+def test_the_callback_changes_nothing_but_the_end() -> None:
+    plain, quiet, closure = made(max_eval=30)
+    quiet.step(closure)
+    watched, told, closure = made(max_eval=30, callback=lambda p: None, seconds=1e6)
+    told.step(closure)
+    assert torch.equal(plain.particles, watched.particles)
+
+
+def test_the_clock_ends_a_step() -> None:
+    _, opt, closure = made(max_eval=100_000, seconds=0.05)
+
+    def slow() -> Tensor:
+        time.sleep(0.01)
+        return closure()
+
+    opt.step(slow)
+    assert opt.report is not None
+    assert opt.report.status is Status.STOPPED
+    assert opt.report.evaluations < 20
+    assert opt.report.objective <= opt.report.loss_before
+
+
+def interrupted_at(count: int, closure: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    runs = 0
+
+    def closure_with_ctrl_c() -> Tensor:
+        nonlocal runs
+        runs += 1
+        if runs == count:
+            raise KeyboardInterrupt
+        return closure()
+
+    return closure_with_ctrl_c
+
+
+def test_ctrl_c_restores_the_anchor() -> None:
+    layer, opt, closure = made(callback=lambda p: None)
+    before = layer.particles.detach().clone()
+    with pytest.raises(KeyboardInterrupt):
+        opt.step(interrupted_at(6, closure))
+    assert torch.equal(layer.particles, before)
+    assert opt.report is None
+
+
+def test_ctrl_c_keeps_the_best_point_where_the_callback_says_so() -> None:
+    class Keep:
+        keep_best_on_interrupt = True
+
+        def __call__(self, progress: Progress) -> None:
+            self.best = progress.best
+
+    _layer, opt, closure = made(callback=Keep())
+    with pytest.raises(KeyboardInterrupt):
+        opt.step(interrupted_at(6, closure))
+    assert opt.report is not None
+    assert opt.report.status is Status.STOPPED
+    assert opt.report.objective == pytest.approx(opt.callback.best, rel=1e-12)
+    assert closure().item() == opt.report.loss_after < opt.report.loss_before
+
+
+def test_an_error_in_the_callback_restores_the_anchor() -> None:
+    def broken(progress: Progress) -> None:
+        raise ZeroDivisionError
+
+    layer, opt, closure = made(callback=broken)
+    before = layer.particles.detach().clone()
+    with pytest.raises(ZeroDivisionError):
+        opt.step(closure)
+    assert torch.equal(layer.particles, before)
+
+
+def test_copies_and_pickles_leave_the_callback_behind() -> None:
+    _, opt, _ = made(callback=lambda p: None, seconds=3.0)
+    for other in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        assert other.callback is None
+        assert other.seconds == 3.0
+    assert "callback" not in str(opt.state_dict())
+
+
+@pytest.mark.parametrize("kind", [WassersteinProx, FrobeniusProx])
+def test_wrong_callbacks_and_budgets_are_refused(kind: Any) -> None:
+    w = torch.nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(TypeError, match="callback must be None or callable"):
+        kind([w], callback=3)
+    with pytest.raises(ValueError, match="seconds must be > 0"):
+        kind([w], seconds=0)
+
+
+def test_prox_is_ended_by_its_callback() -> None:
+    _V, report = prox(lambda V: V.square().sum(), torch.ones(3, 2), 1.0, callback=lambda p: True)
+    assert report.status is Status.STOPPED
+    assert report.objective <= 6.0
+
+
+@pytest.mark.parametrize("method", ["newton", "lbfgs", "krylov", "dykstra"])
+def test_a_grid_step_is_ended_by_its_callback_with_its_mass(method: Any) -> None:
+    axis = torch.linspace(-4, 4, 11, dtype=torch.float64)
+    layer = GridLayer([axis, axis], dtype=torch.float64)
+    seen: list[Progress] = []
+    opt = EntropicJKO(
+        layer, 1.0, 1.0, method=method, callback=lambda p: seen.append(p) or len(seen) >= 2
+    )
+    opt.step(closure_of(layer, opt, *sinus_data()))
+    assert opt.report is not None
+    assert opt.report.status is Status.STOPPED
+    assert len(seen) == 2
+    assert opt.report.iterations == 2
+    assert sum(opt.report.mass) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_each_step_is_logged_at_info(caplog: Any) -> None:
+    _, opt, closure = made(max_eval=5)
+    with caplog.at_level(logging.INFO, logger="torch_wprox"):
+        opt.step(closure)
+    assert "WassersteinProx: max_eval after" in caplog.text
+
+
+def test_the_optimizer_says_what_it_is() -> None:
+    _, opt, _ = made(max_eval=5)
+    text = repr(opt)
+    assert text.startswith("WassersteinProx (distance=EMD(), solver=BFGS(")
+    assert "max_eval=5" in text
+    assert "Parameter Group 0" in text
