@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from torch_wprox.progress import ProgressBar
 from torch_wprox.recording import TrajectoryRecorder
 from torch_wprox.report import JKOReport, Report, StepReport, numbers_of
 
@@ -37,7 +38,7 @@ else:
 
     Callback = type("Callback", _callback_classes(), {"__module__": __name__})
 
-__all__ = ["ProxMonitor", "TrajectoryCallback"]
+__all__ = ["ProxMonitor", "StepProgress", "TrajectoryCallback"]
 
 DEFAULT_METRICS = (
     "loss_before",
@@ -220,6 +221,49 @@ class TrajectoryCallback(Callback):
         if self._csv is not None and self.recorder is not None and trainer.is_global_zero:
             Path(self._csv).parent.mkdir(parents=True, exist_ok=True)
             self.recorder.to_csv(self._csv)
+
+
+class StepProgress(Callback):
+    """Shows a progress bar of every proximal step, below that of the Trainer.
+
+    For steps that take seconds: the Trainer's own bar moves once per step. Optimizers that have a
+    ``callback`` already keep it; with optimizers that take none (Adam, say) it does nothing.
+
+    Args:
+        options: Of :class:`torch_wprox.progress.ProgressBar`, such as ``total`` or ``file``.
+
+    Example:
+        >>> progress = StepProgress(total=1000)  # the optimizer's max_eval
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._options = {"leave": False, "position": 1, **options}
+        self._bars: list[tuple[Any, ProgressBar]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give every optimizer that has none a bar."""
+        for optimizer in trainer.optimizers:
+            if getattr(optimizer, "callback", self) is None:
+                # Every rank has one, since all of them ask the first whether to end the step.
+                bar = ProgressBar(**{"disable": not trainer.is_global_zero, **self._options})
+                optimizer.callback = bar  # type: ignore[attr-defined]
+                self._bars.append((optimizer, bar))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the bars away."""
+        self._take_away()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Take the bars away."""
+        self._take_away()
+
+    def _take_away(self) -> None:
+        for optimizer, bar in self._bars:
+            bar.close()
+            optimizer.callback = None
+        self._bars.clear()
 
 
 def _reports(trainer: Trainer) -> Iterator[tuple[int, Report]]:

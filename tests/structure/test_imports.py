@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("report", "arguments"),
     ("layers", "closure"),
     ("particles", "distances"),
-    ("objective", "recording"),
+    ("objective", "recording", "progress"),
     ("solvers",),
     ("certified", "jko", "maps"),
     ("optim", "plotting"),
