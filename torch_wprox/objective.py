@@ -162,6 +162,11 @@ class Objective:
         self.last: Evaluation | None = self.start
 
     @property
+    def is_alone(self) -> bool:
+        """Whether no other rank takes the same step."""
+        return self._agree is alone
+
+    @property
     def anchor(self) -> Tensor:
         """W, (N,)."""
         return self.start.point

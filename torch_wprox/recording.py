@@ -87,6 +87,7 @@ class TrajectoryRecorder:
         """Record the model now; ``report`` is that of the step that led here."""
         time, self._calls = self._calls, self._calls + 1
         if report is not None:
+            numbers_of(report)  # measured now: until it is read a report keeps its step's clouds
             self._reports.append((time, report))
         if time % self._every:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
@@ -107,6 +108,8 @@ class StepReport:
     """One proximal step, in numbers.
 
     Sums run over all clouds and plain tensors of the optimizer; ``d`` is the distance of the step.
+    In one process what needs an optimal assignment (all from ``objective`` to ``residual``, and
+    ``assignment``, ``transport`` and ``gap``) is computed when one of these is read first.
 
     Attributes:
         status: Why the inner solver ended.
@@ -170,6 +173,63 @@ class StepReport:
             f" (Wasserstein {self.wasserstein_sq:.4g}, Frobenius {self.frobenius_sq:.4g}), "
             f"{self.permuted_fraction:.0%} of the particles exchanged"
         )
+
+
+class UnreadReport(StepReport):
+    """A report whose distances are measured when one of them is read first.
+
+    They need an optimal assignment, which may cost more than the step. Once it is measured it is a
+    :class:`StepReport` like any other; until then it keeps the positions before and after the step.
+
+    Args:
+        known: The fields that are known.
+        measure: Returns the others.
+    """
+
+    __qualname__ = "StepReport"
+
+    def __init__(self, known: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
+        self.__dict__.update(known, _measure=measure)
+
+    def _read(self) -> None:
+        measure = self.__dict__.pop("_measure")
+        try:
+            self.__dict__.update(measure())
+        except BaseException:
+            self.__dict__["_measure"] = measure
+            raise
+        object.__setattr__(self, "__class__", StepReport)
+
+    def __eq__(self, other: object) -> bool:
+        self._read()
+        return self == other
+
+    __hash__ = None  # type: ignore[assignment]  # as that of a report with tensors
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        self._read()
+        return self.__reduce_ex__(protocol)
+
+
+class _Unread:
+    """A field that is measured when it is read first, and then hidden by its value."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, report: UnreadReport, owner: type[UnreadReport]) -> Any:
+        report._read()
+        return report.__dict__[self._name]
+
+
+MEASURED = (
+    *("objective", "distance_sq", "wasserstein_sq", "frobenius_sq", "permuted_fraction"),
+    *("residual", "assignment", "transport", "gap"),
+)
+"""The fields of a step report that need an optimal assignment."""
+
+for _name in MEASURED:
+    setattr(UnreadReport, _name, _Unread(_name))
 
 
 def unmoved(loss: float, status: Status, evaluations: int) -> StepReport:

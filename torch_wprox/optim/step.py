@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch_wprox.objective import Evaluation, Objective
-from torch_wprox.optim.move import measured
-from torch_wprox.report import Status, StepReport, TransportCounts
+from torch_wprox.optim.move import Move
+from torch_wprox.report import Status, StepReport, UnreadReport
 from torch_wprox.solvers.base import Solver
 from torch_wprox.solvers.stopping import Stopping
 
@@ -44,35 +44,27 @@ def report_of(
 ) -> StepReport:
     """Return the report of a step that accepted ``accepted``.
 
+    Its distances are measured when they are read. Among several ranks they are measured at once:
+    all have to take part.
+
     Args:
         objective: The prox objective, solved.
         status: Why the solver ended.
         accepted: The point now in the parameters.
         evaluations: Closure evaluations in all.
     """
-    x, W = objective.project(accepted.point), objective.anchor
-    blocks = [measured(b, b.of(x), b.of(W)) for b in objective.blocks]
-    clouds = [b for b in blocks if b.is_cloud]
-    particles = sum(b.m for b in clouds)
-    exact = all(b.wasserstein_sq is not None for b in blocks)
-    sigmas = tuple(b.sigma for b in clouds if b.sigma is not None)
     bound = objective.bound
-    distance_term = sum(b.distance_sq / (2.0 * b.gamma) for b in blocks)
-    value = accepted.loss + distance_term
-    return StepReport(
-        status=status,
-        evaluations=evaluations,
-        loss_before=objective.start.loss,
-        loss_after=accepted.loss,
-        objective=value,
-        distance_sq=sum(b.distance_sq for b in blocks),
-        wasserstein_sq=sum(b.wasserstein_sq or 0.0 for b in blocks) if exact else None,
-        frobenius_sq=sum(b.frobenius_sq for b in blocks),
-        permuted_fraction=(sum(b.exchanged for b in clouds) / max(particles, 1) if exact else None),
-        residual=accepted.residual,
-        assignment=None if not sigmas else sigmas[0] if len(sigmas) == 1 else sigmas,
-        transport=sum((b.distance.counts for b in objective.blocks), TransportCounts()),
-        lower_bound=None if bound is None else bound.lower_bound,
-        gap=None if bound is None else value - bound.lower_bound,
-        certified=bound is not None and bound.certified,
+    known: dict[str, Any] = {
+        "status": status,
+        "evaluations": evaluations,
+        "loss_before": objective.start.loss,
+        "loss_after": accepted.loss,
+        "lower_bound": None if bound is None else bound.lower_bound,
+        "certified": bound is not None and bound.certified,
+    }
+    move = Move(
+        objective.blocks, accepted, objective.project(accepted.point), objective.anchor, bound
     )
+    if objective.is_alone:
+        return UnreadReport(known, move.measured)
+    return StepReport(**known, **move.measured())
