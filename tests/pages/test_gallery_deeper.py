@@ -36,7 +36,7 @@ def test_the_page_says_what_the_table_says() -> None:
         best = min(v for (t, name, _), v in found.items() if (t, name) == (task, "Adam"))
         assert found[task, "Adam", "0.03"] == best
         cases = [(f"`WassersteinProx`, {s}", ("WassersteinProx", k)) for k, s in SIZES.items()]
-        for words, key in [*cases, ("Adam, .03", ("Adam", "0.03"))]:
+        for words, key in [*cases, ("Adam, 0.03", ("Adam", "0.03"))]:
             loss, accuracy = found[task, *key]
             shown = "1.000" if accuracy == 1 else short(accuracy, 3)
             assert f"| {network} | {words} | {loss:.1e} | {shown} |" in said

@@ -17,7 +17,7 @@ HELD = Path(__file__).parents[2] / "docs" / "gallery"
 
 
 def shown(number: float) -> str:
-    return f"{number:.3f}".lstrip("0")
+    return f"{number:.3f}"
 
 
 def test_the_page_says_what_the_table_says() -> None:

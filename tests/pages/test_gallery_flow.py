@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lightning_examples import early, problems
+from lightning_examples import problems
 
 BOTH = ("Wasserstein", "Frobenius")
 GALLERY = Path(__file__).parents[2] / "docs" / "gallery"
@@ -26,8 +26,8 @@ def page(name: str) -> str:
 
 
 def short(value: float, digits: int) -> str:
-    """A number as the pages print it: .234."""
-    return f"{value:.{digits}f}".lstrip("0")
+    """A number as the pages print it: 0.234."""
+    return f"{value:.{digits}f}"
 
 
 def medians(rows: list[dict[str, str]], by: str, column: str) -> dict[str, float]:
@@ -83,11 +83,11 @@ def test_inner() -> None:
 def test_initialisation() -> None:
     rows, text = table("initialisation"), page("initialisation")
     plateau = medians(rows, "run", "plateau")
-    times = [f"{value:g}".removeprefix("0") or "0" for value in plateau.values()]
+    times = [f"{value:g}" for value in plateau.values()]
     assert "$t = {}$, {}, {} and {} for scales".format(*times) in text
     per_decade = plateau["scale 0.001"] - plateau["scale 0.01"]
     assert f"in the small scales costs {per_decade:g}," in text
-    (x, y), growth = early.data(), 0.0
+    (x, y), growth = problems.sine_period(), 0.0
     for sign in (1.0, -1.0):
         [angle] = problems.extremal(x, y, sign)  # "here one for each sign"
         hidden = torch.relu(x * angle.cos() + angle.sin())
