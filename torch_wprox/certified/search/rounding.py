@@ -108,8 +108,10 @@ def dealt(problem: ParticleProblem, weights: Tensor, generator: torch.Generator)
     return choice.to(weights.device)
 
 
-def vertex_weights(table: Table, target: Tensor, tilt: Tensor) -> Tensor:
+def vertex_weights(table: Table, target: Tensor, tilt: Tensor) -> Tensor | None:
     """Return the cheapest weights (J, m), but for a tilt, whose output is the target: a vertex.
+
+    None where the linear program has no solution that its solver finds.
 
     Args:
         table: The positions.
@@ -124,9 +126,11 @@ def vertex_weights(table: Table, target: Tensor, tilt: Tensor) -> Tensor:
     right = torch.cat([target / scale, one_each.new_ones(m)]).cpu().numpy()
     objective = (table.prices + tilt).reshape(-1)
     costs = (objective / objective.abs().max().clamp_min(1e-300)).cpu().numpy()
+    if not (np.isfinite(costs).all() and np.isfinite(equal).all() and np.isfinite(right).all()):
+        return None
     solved = linprog(costs, A_eq=equal, b_eq=right, bounds=(0.0, None), method="highs-ds")
-    if solved.x is None:
-        return torch.zeros_like(tilt)
+    if solved.x is None:  # rounding made the target unattainable, or the simplex method gave up
+        return None
     return torch.from_numpy(np.ascontiguousarray(solved.x)).to(target).reshape(J, m)
 
 
@@ -220,11 +224,14 @@ def rounded(
     table = Table.of(problem, relaxed.atoms + relaxed.pool, offset, model)
     J, m, _ = table.outputs.shape
     target = (relaxed.output - offset).reshape(-1)
-    spread = float(table.prices.std())
+    spread = float(table.prices.std(correction=0))
+    mixed = torch.cat([relaxed.weights, relaxed.weights.new_zeros(J - len(relaxed.weights))])
     found: dict[tuple[int, ...], float] = {}
     for s in range(starts):
         tilt = torch.rand(J, m, generator=generator, dtype=torch.float64).to(offset)
         weights = vertex_weights(table, target, (TILT * spread if s else 0.0) * tilt)
+        if weights is None:  # the mixture itself: every particle is fractional
+            weights = mixed.unsqueeze(1).expand(J, m)
         choice, value = swapped(table, completed(table, weights))
         found[tuple(choice.tolist())] = value
     ordered = sorted(found, key=lambda key: found[key])
