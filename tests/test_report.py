@@ -24,7 +24,7 @@ def test_a_report_prints_its_numbers_and_no_assignment() -> None:
     text = str(report)
     assert "converged after 9 evaluations: loss 2 -> 0.5" in text
     assert "25% of the particles exchanged" in text
-    assert "proved (for a loss convex in the output) lower bound 0.8, gap 25.000%" in text
+    assert "proved (if the loss is convex in the output) lower bound 0.8, gap 25.000%" in text
     assert "tensor" not in text
     assert "assignment" not in repr(report)
 

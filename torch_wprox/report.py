@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
@@ -127,7 +128,8 @@ class StepReport:
         transport: How the assignments of the step were found.
         lower_bound: A bound below the global minimum of P; None unless solved globally.
         gap: ``objective - lower_bound``; None unless solved globally.
-        certified: True only if ``lower_bound`` is proved (exact best responses).
+        certified: True only if ``lower_bound`` is proved if the loss is convex in the output: best
+            responses were exact, and probes met nothing that is not convex.
 
     Example:
         >>> print(unmoved(1.0, Status.NO_MOVE, 1))
@@ -161,7 +163,7 @@ class StepReport:
             f"squared distance {self.distance_sq:.4g}{self._moved()}",
         ]
         if self.lower_bound is not None and self.gap is not None:
-            kind = "proved (for a loss convex in the output)" if self.certified else "estimated"
+            kind = "proved (if the loss is convex in the output)" if self.certified else "estimated"
             share = self.gap / max(abs(self.lower_bound), 1e-300)
             lines.append(f"{kind} lower bound {self.lower_bound:.6g}, gap {share:.3%}")
         return "\n".join(lines)
@@ -303,12 +305,13 @@ class Certificate:
     Attributes:
         objective: The value at the layer's parameters.
         lower_bound: No parameters have a lower value than this.
-        certified: Whether the bound is proved; else it is an estimate.
+        certified: Whether the bound is proved if the loss is convex in the output; else it is an
+            estimate.
         evaluations: Closure evaluations used.
 
     Example:
         >>> print(Certificate(objective=2.02, lower_bound=2.0, certified=True, evaluations=9))
-        objective 2.02, proved lower bound 2, gap 1 %
+        objective 2.02, proved lower bound 2, gap 1 % (proved if the loss is convex in the output)
     """
 
     objective: float
@@ -327,11 +330,14 @@ class Certificate:
         return self.gap / max(abs(self.lower_bound), 1e-300)
 
     def __str__(self) -> str:
+        if not math.isfinite(self.lower_bound):
+            return f"objective {self.objective:.6g}, no lower bound was found"
         kind = "proved" if self.certified else "estimated"
-        return (
+        text = (
             f"objective {self.objective:.6g}, {kind} lower bound {self.lower_bound:.6g}, "
             f"gap {100 * self.relative_gap:.3g} %"
         )
+        return f"{text} (proved if the loss is convex in the output)" if self.certified else text
 
 
 Report = StepReport | JKOReport

@@ -66,7 +66,7 @@ def test_torchs_adam_on_the_prox_objective_is_far_above_the_bound() -> None:
         adam.step()
     found = certify(case.layer, case.closure, W, 1.0)
     assert found.relative_gap > 0.3
-    assert found.evaluations < 20
+    assert found.evaluations < 60  # the bound takes 14, the rest is probing for convexity
 
 
 def test_the_anchors_own_certificate_is_the_whole_room_of_a_step() -> None:
@@ -160,6 +160,12 @@ def test_an_estimate_is_called_so_where_it_is_printed(certified: bool, word: str
     text = str(Certificate(2.02, 2.0, certified, 3))
     assert re.search(rf"\b{word} lower bound 2\b", text)
     assert "1 %" in text
+    assert ("proved if the loss is convex in the output" in text) is certified
+
+
+def test_a_certificate_without_a_bound_says_so() -> None:
+    text = str(Certificate(2.02, float("-inf"), False, 3))
+    assert text == "objective 2.02, no lower bound was found"
 
 
 def test_four_inputs_give_an_estimate() -> None:

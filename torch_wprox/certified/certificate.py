@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_wprox.certified.bound.relaxation import relax
+from torch_wprox.certified.bound.relaxation import Bounded, held_against, relax
 from torch_wprox.certified.bound.training_bound import training_bound
 from torch_wprox.certified.problem.convexity import refuse_nonconvex
 from torch_wprox.certified.problem.of_layer import exchange_labels, particle_problem
 from torch_wprox.certified.problem.oracle import OutputOracle
-from torch_wprox.certified.problem.particle_problem import ParticleProblem
+from torch_wprox.certified.problem.particle_problem import Configuration, ParticleProblem
+from torch_wprox.certified.problem.probing import probe
 from torch_wprox.certified.solver import Global
 from torch_wprox.closure.guards import checked_weight_decay
 from torch_wprox.closure.runner import Closure, ClosureRunner
@@ -54,10 +55,12 @@ def certify(
         options: Tolerances of the bound; of ``tolerance_bound``, ``max_iter``, ``exact_cells``.
 
     Returns:
-        The certificate of P.
+        The certificate of P. Its bound holds if the loss is convex in the output. That is probed,
+        where a step could go, and cannot be proved by probing.
 
     Raises:
-        ValueError: The loss is not convex in the output, or the parameters reach it another way.
+        ValueError: The loss is not convex in the output, the parameters reach it another way, or
+            the closure is not one function.
 
     Example:
         >>> layer = MeanFieldLayer(1, 8, parameterization="signed", dtype=torch.float64)
@@ -103,14 +106,7 @@ def certify(
             weight_decay=decay,
             offset_decay=decay,
         )
-        bounded = relax(
-            problem,
-            oracle,
-            tolerance=options.tolerance_bound,
-            max_iter=options.max_iter,
-            precision=oracle.precision,
-            exact_cells=options.exact_cells,
-        )
+        bounded = _relaxed(problem, oracle, options)
         value, _ = oracle(oracle.output)
         sigma = solve(V, W, labels) if distance == "emd" else torch.arange(len(V))
         objective = value + float((V - W[sigma]).square().sum()) / (2 * gamma * len(V))
@@ -119,8 +115,13 @@ def certify(
             moved = bias.double() - before["output_bias"].to(bias).double()
             objective += float(moved.square().sum()) / (2 * gamma)
             objective += 0.5 * decay * float(bias.double().square().sum())
+        offset = problem.offset if bias is None else bias.double()
+        sigma = sigma.to(V.device)
+        x = Configuration(V, offset, sigma)
+        bound = held_against(bounded, problem, x, objective, oracle.precision)
+        oracle.require_repeatable()
     runner.finish()
-    return Certificate(objective, bounded.lower_bound, bounded.certified, runner.runs)
+    return Certificate(objective, bound.lower_bound, bound.certified, runner.runs)
 
 
 def certify_training(
@@ -223,6 +224,24 @@ def certify_training(
             refuse_nonconvex(lower_bound, highest, value, oracle.precision)
     runner.finish()
     return Certificate(objective, lower_bound, exact, runner.runs)
+
+
+def _relaxed(problem: ParticleProblem, oracle: OutputOracle, options: Global) -> Bounded:
+    """Bound the step, and look for what would make the bound false."""
+    for may_be_quadratic in (True, False):
+        bounded = relax(
+            problem,
+            oracle,
+            tolerance=options.tolerance_bound,
+            max_iter=options.max_iter,
+            precision=oracle.precision,
+            exact_cells=options.exact_cells,
+            may_be_quadratic=may_be_quadratic,
+        )
+        visited = [bounded.relaxed.output, bounded.relaxed.bound_output, oracle.output]
+        if probe(oracle, problem, bounded.model, visited, bounded.lower_bound):
+            break
+    return bounded
 
 
 def _free() -> None:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from torch_wprox.certified.bound.relaxation import relax
+from torch_wprox.certified.bound.dual import UnboundedDual
+from torch_wprox.certified.bound.relaxation import Bounded, held_against, relax
+from torch_wprox.certified.problem.particle_problem import Configuration
+from torch_wprox.certified.problem.probing import probe
+from torch_wprox.certified.search.local import descended, descended_on_model
 from torch_wprox.certified.search.search import search
-from torch_wprox.certified.step_problem import output_problem
+from torch_wprox.certified.step_problem import OutputProblem, output_problem
 from torch_wprox.layers.mean_field import live_layers
 from torch_wprox.objective import BudgetExhausted, Objective
 from torch_wprox.particles.flat import FlatLoss
 from torch_wprox.report import Bound, Status
-from torch_wprox.solvers.lbfgs import LBFGS
 from torch_wprox.solvers.stopping import Stopping
 
-# Evaluations that the relaxed problem leaves for rounding and for the final point.
+# Evaluations that the relaxed problem leaves for its bound and for rounding.
 _KEPT = 12
+# Those of the last look at the best point: F there, R at its output, and R at the first output.
+_CONFIRMING = 3
+# Outputs that the search came to last and that probes start from.
+_VISITED = 4
 
 
 @dataclass(frozen=True)
@@ -103,18 +113,61 @@ class Global:
                 'solver="global" needs a MeanFieldLayer and a closure of one process: take '
                 'solver="bfgs" or "lbfgs"'
             )
-        try:
-            return self._solve(objective, function)
-        except BudgetExhausted:
-            if objective.best is not objective.start:
-                return Status.MAX_EVAL, None
-        # Too few evaluations for the relaxed problem: the ones kept descend locally.
-        return LBFGS().minimize(objective, stopping, None)
+        return _GlobalStep(self, objective, function, stopping).solve(), None
 
-    def _solve(
-        self, objective: Objective, function: FlatLoss
-    ) -> tuple[Status, dict[str, Any] | None]:
-        problem = output_problem(
+
+class _GlobalStep:
+    """One step: what :class:`Global` knows of it while it solves."""
+
+    def __init__(
+        self, options: Global, objective: Objective, function: FlatLoss, stopping: Stopping
+    ) -> None:
+        self._options, self._objective, self._stopping = options, objective, stopping
+        self._function = function
+        self._allowed = objective.evaluations_left
+        # The local solver has at least half of the evaluations, unless the loss is a quadratic.
+        self._reserve = self._allowed // 2
+        self._visited: list[Tensor] = []
+
+    def solve(self) -> Status:
+        """Relax, bound, round, probe, descend; leave point and bound on the objective."""
+        objective = self._objective
+        bounded: Bounded | None = None
+        is_probed = False
+        problem: OutputProblem | None = None
+        try:
+            problem = self._output_problem()
+            bounded = self._relaxed(problem, may_be_quadratic=True)
+            self._search(problem, bounded)
+            if not self._probe(problem, bounded):
+                bounded = None
+                bounded = self._relaxed(problem, may_be_quadratic=False)
+                self._search(problem, bounded)
+                self._probe(problem, bounded)
+            is_probed = True
+        except BudgetExhausted:
+            pass
+        except UnboundedDual as error:
+            warnings.warn(f"the step has no lower bound: {error}", stacklevel=8)
+        if bounded is None or not math.isfinite(bounded.lower_bound):
+            bounded = None
+        certified = bounded is not None and bounded.certified and is_probed
+        if bounded is None or not (certified and self._is_near(bounded.lower_bound)):
+            status = self._descend(problem, bounded)
+        if bounded is None or problem is None:
+            return status
+        objective.bound = self._confirmed(problem, bounded, is_probed)
+        if self._is_near(objective.bound.lower_bound):
+            return Status.CERTIFIED if objective.bound.certified else Status.CONVERGED
+        return Status.MAX_EVAL if objective.evaluations_left <= 0 else Status.STALLED
+
+    def _is_near(self, bound: float) -> bool:
+        """Whether the best point is within the tolerance of a bound."""
+        return self._objective.best.value - bound <= self._options.tolerance_gap * abs(bound)
+
+    def _output_problem(self) -> OutputProblem:
+        objective, function = self._objective, self._function
+        return output_problem(
             function.parameters.views,
             objective.blocks,
             objective.anchor,
@@ -122,36 +175,102 @@ class Global:
             function.runner,
             objective.count_evaluation,
         )
-        particles, oracle = problem.particles, problem.oracle
+
+    def _relaxed(self, problem: OutputProblem, *, may_be_quadratic: bool) -> Bounded:
+        """Solve the relaxed step with what the local solver does not need."""
+        objective = self._objective
+        kept = self._reserve + _KEPT
 
         def thrifty(z: Tensor) -> tuple[float, Tensor]:
-            if objective.evaluations_left <= _KEPT:
+            nonlocal kept
+            if objective.evaluations_left <= kept:
+                kept = self._reserve  # what was kept is for the bound of the best point met
                 raise BudgetExhausted
-            value, grad = oracle(z)
-            return value, grad
+            return problem.oracle(z)
 
+        options = self._options
         bounded = relax(
-            particles,
+            problem.particles,
             thrifty,
-            tolerance=self.tolerance_bound,
-            max_iter=self.max_iter,
-            precision=oracle.precision,
-            exact_cells=self.exact_cells,
+            tolerance=options.tolerance_bound,
+            max_iter=options.max_iter,
+            precision=problem.oracle.precision,
+            exact_cells=options.exact_cells,
+            may_be_quadratic=may_be_quadratic,
         )
-        objective.bound = Bound(bounded.lower_bound, bounded.certified)
+        if bounded.model.is_exact:
+            self._reserve = 0  # the local solver runs on the model
+        return bounded
+
+    def _search(self, problem: OutputProblem, bounded: Bounded) -> None:
+        """Round the relaxed solution and descend; every point evaluated is F(V) = R(z(V))."""
+        options, oracle = self._options, problem.oracle
+        self._visited = [bounded.relaxed.output, bounded.relaxed.bound_output]
+
+        def evaluate(x: Configuration) -> float:
+            with oracle.watching() as seen:
+                found = self._objective.evaluate(problem.assemble(x), settled=True)
+            oracle.require_output_alone(float(self._function.runner.last_loss), seen)
+            self._visited.insert(0, problem.particles.output(x.points, x.offset))
+            return found.value
+
         search(
-            particles,
+            problem.particles,
             oracle,
             bounded,
-            starts=self.starts,
-            polish=self.polish,
-            tolerance_gap=self.tolerance_gap,
+            starts=options.starts,
+            polish=options.polish,
+            tolerance_gap=options.tolerance_gap,
             precision=oracle.precision,
-            seed=self.seed,
-            evaluate=lambda x: objective.evaluate(problem.assemble(x), settled=True).value,
+            seed=options.seed,
+            evaluate=evaluate,
         )
-        gap = objective.best.value - bounded.lower_bound
-        if gap > self.tolerance_gap * abs(bounded.lower_bound):
-            exhausted = objective.evaluations_left <= 0
-            return (Status.MAX_EVAL if exhausted else Status.STALLED), None
-        return (Status.CERTIFIED if bounded.certified else Status.CONVERGED), None
+
+    def _probe(self, problem: OutputProblem, bounded: Bounded) -> bool:
+        """Look for a loss that is not convex; return whether a quadratic model holds."""
+        return probe(
+            problem.oracle,
+            problem.particles,
+            bounded.model,
+            [*self._visited[:_VISITED], problem.oracle.output],
+            bounded.lower_bound,
+        )
+
+    def _descend(self, problem: OutputProblem | None, bounded: Bounded | None) -> Status:
+        """Run the local solver from the anchor, so that the answer is not above its own."""
+        objective = self._objective
+        if problem is not None and bounded is not None and bounded.model.is_exact:
+            model = problem.through(bounded.model)
+            point = descended_on_model(objective, model, self._stopping, self._allowed)
+            with suppress(BudgetExhausted):
+                objective.evaluate(point, settled=True)
+            return Status.STALLED
+        kept = min(_CONFIRMING, objective.evaluations_left) if bounded is not None else 0
+        objective.evaluations_left -= kept
+        try:
+            return descended(objective, self._stopping)
+        finally:
+            objective.evaluations_left += kept
+
+    def _confirmed(self, problem: OutputProblem, bounded: Bounded, is_probed: bool) -> Bound:
+        """Return the bound, after a last look at the closure at the best point.
+
+        Raises:
+            ValueError: The objective there is below the bound, or the closure is not one function.
+        """
+        objective, oracle = self._objective, problem.oracle
+        try:
+            with oracle.watching() as seen:
+                best = objective.evaluate(objective.best.point, settled=True)
+            oracle.require_output_alone(float(self._function.runner.last_loss), seen)
+            oracle.require_repeatable()
+        except BudgetExhausted:
+            best, is_probed = objective.best, False
+        found = held_against(
+            bounded,
+            problem.particles,
+            problem.configuration(best.point),
+            min(best.value, objective.best.value),
+            oracle.precision,
+        )
+        return replace(found, certified=found.certified and is_probed)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from torch_wprox.certified.problem.of_layer import exchange_labels, particle_problem
 from torch_wprox.certified.problem.oracle import OutputOracle
-from torch_wprox.certified.problem.particle_problem import Configuration, ParticleProblem
+from torch_wprox.certified.problem.particle_problem import Configuration, ParticleProblem, Risk
 from torch_wprox.layers.mean_field import MeanFieldLayer
-from torch_wprox.objective import Block
+from torch_wprox.objective import Block, LossAndGrad
 from torch_wprox.particles.views import View
 
 
@@ -22,12 +23,49 @@ class OutputProblem:
     Attributes:
         oracle: R and its gradient.
         particles: The particles and their prices.
-        assemble: Configuration -> flat vector (N,) of the objective.
+        anchor: W, (N,).
+        cloud: Block of the particles.
+        bias: Block of the output bias, None if it does not move.
     """
 
     oracle: OutputOracle
     particles: ParticleProblem
-    assemble: Callable[[Configuration], Tensor]
+    anchor: Tensor
+    cloud: Block
+    bias: Block | None
+
+    def assemble(self, x: Configuration) -> Tensor:
+        """Return the flat vector (N,) of a configuration."""
+        flat = self.anchor.clone()
+        self.cloud.of(flat).copy_(x.points)
+        if self.bias is not None:
+            self.bias.of(flat).copy_(x.offset.reshape(1, -1))
+        return flat
+
+    def configuration(self, v: Tensor) -> Configuration:
+        """Return the configuration of a flat vector (N,), paid from the assignment in force."""
+        p = self.particles
+        sigma = self.cloud.distance.assignment
+        return Configuration(
+            self.cloud.of(v).to(p.anchors),
+            p.offset if self.bias is None else self.bias.of(v).reshape(-1).to(p.offset),
+            p.start().sigma if sigma is None else sigma.to(p.anchors.device),
+        )
+
+    def through(self, risk: Risk) -> LossAndGrad:
+        """Return F(v) = R(z(v)) and its gradient on flat vectors v (N,), for a modelled R."""
+
+        def function(v: Tensor) -> tuple[Tensor, Tensor]:
+            p = self.particles
+            x = self.configuration(v)
+            value, lam = risk(p.output(x.points, x.offset))
+            grad = torch.zeros_like(v)
+            self.cloud.of(grad).copy_(p.pull(x.points, lam))
+            if self.bias is not None:
+                self.bias.of(grad).copy_(lam.sum(0, keepdim=True))
+            return p.anchors.new_tensor(value), grad
+
+        return function
 
 
 def output_problem(
@@ -91,11 +129,4 @@ def output_problem(
         offset_decay=0.0 if bias_block is None else bias_block.weight_decay,
     )
 
-    def assemble(x: Configuration) -> Tensor:
-        flat = anchor.clone()
-        cloud.of(flat).copy_(x.points)
-        if bias_block is not None:
-            bias_block.of(flat).copy_(x.offset.reshape(1, -1))
-        return flat
-
-    return OutputProblem(oracle, particles, assemble)
+    return OutputProblem(oracle, particles, anchor, cloud, bias_block)

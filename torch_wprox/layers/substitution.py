@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from torch import Size, Tensor, nn
 
 
+class SubstituteShapeError(ValueError):
+    """The tensor that is substituted has not the shape of the layer's output."""
+
+
 @dataclass
 class Observation:
     """The calls of a layer inside one ``with layer.observing()`` block.
@@ -62,7 +66,7 @@ class OutputSubstitution(nn.Module):
         z, expected = self._substitute, self.output_shape(input)
         assert z is not None
         if z.shape != expected:
-            raise ValueError(
+            raise SubstituteShapeError(
                 f"z must have the shape of the layer's output, {tuple(expected)}, got "
                 f"{tuple(z.shape)}: take it from `observing()` on the same batch, and call the "
                 "layer once per evaluation"

@@ -25,6 +25,10 @@ _ASCENTS = 4
 _REACH = 0.1
 
 
+class UnboundedDual(ValueError):
+    """No output was found at which the dual is finite."""
+
+
 def maximized_dual(
     problem: ParticleProblem,
     respond: BestResponse,
@@ -143,7 +147,7 @@ def _admissible(
         z = target
         value, lam = risk(z)
         model = local_quadratic(risk, z, value, lam, precision)
-    raise ValueError(
+    raise UnboundedDual(
         "the dual bound is -inf at every output tried: gamma is too large for the curvature of "
         "this loss; take a smaller gamma"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -9,16 +11,23 @@ from torch import Tensor
 
 from torch_wprox.certified.bound.conditional_gradient import conditional_gradient
 from torch_wprox.certified.bound.dual import maximized_dual
+from torch_wprox.certified.bound.minorant import Minorant, linear_value, lower_bound
 from torch_wprox.certified.bound.mixture import Relaxed
 from torch_wprox.certified.problem.convexity import refuse_nonconvex
 from torch_wprox.certified.problem.local_descent import bfgs_descent
-from torch_wprox.certified.problem.particle_problem import ParticleProblem, Risk, has_cells
+from torch_wprox.certified.problem.particle_problem import (
+    Configuration,
+    ParticleProblem,
+    Risk,
+    has_cells,
+)
 from torch_wprox.certified.problem.quadratic_model import (
     QuadraticRisk,
     learn_quadratic,
     local_quadratic,
 )
 from torch_wprox.certified.responses.best_response import BestResponse
+from torch_wprox.report import Bound
 
 
 @dataclass(frozen=True)
@@ -30,12 +39,14 @@ class Bounded:
         lower_bound: Bound of P, by the loss itself.
         certified: Whether every best response was exact.
         model: Second-order model of the loss.
+        below: The affine function below the loss that gave the bound.
     """
 
     relaxed: Relaxed
     lower_bound: float
     certified: bool
     model: QuadraticRisk
+    below: Minorant
 
 
 def relax(
@@ -46,6 +57,7 @@ def relax(
     max_iter: int,
     precision: float,
     exact_cells: int,
+    may_be_quadratic: bool = True,
 ) -> Bounded:
     """Solve the relaxed step and return its bound.
 
@@ -56,13 +68,19 @@ def relax(
         max_iter: Iterations of conditional gradient; the dual may use ten times as many.
         precision: Relative rounding error of the loss's gradient.
         exact_cells: See :class:`BestResponse`.
+        may_be_quadratic: False where a model was believed to be the loss itself, and was not.
 
     Raises:
         ValueError: R is not convex.
+        UnboundedDual: No bound was found.
     """
     respond = BestResponse(problem, exact_cells)
     start = problem.start()
-    model = learn_quadratic(risk, problem.output(start.points, start.offset), precision)
+    z = problem.output(start.points, start.offset)
+    if may_be_quadratic:
+        model = learn_quadratic(risk, z, precision)
+    else:
+        model = local_quadratic(risk, z, *risk(z), precision)
     inner: Risk = model if model.is_exact else risk
     if problem.trains_output:
         relaxed = maximized_dual(
@@ -88,15 +106,74 @@ def relax(
         relaxed = conditional_gradient(
             problem, respond, inner, model, relearn, atoms, tolerance=tolerance, max_iter=max_iter
         )
-    bound = relaxed.lower_bound
+    below, bound = _settled(problem, respond, risk, model, relaxed, precision)
     highest = min(relaxed.value, model.value + problem.price(start))
-    if model.is_exact:  # the bound by the loss itself, not by the model of it
-        z = relaxed.bound_output
-        value, lam = risk(z)
-        bound = value - float((lam * z).sum()) + respond(lam).value
-    refuse_nonconvex(bound, highest, model.value, precision)
-    return Bounded(relaxed, bound, respond.is_exact, model)
+    size = abs(model.value) + problem.stiffness * float(problem.anchors.square().sum())
+    refuse_nonconvex(bound, highest, size, precision)
+    return Bounded(relaxed, bound, respond.is_exact, model, below)
+
+
+def _settled(
+    problem: ParticleProblem,
+    respond: BestResponse,
+    risk: Risk,
+    model: QuadraticRisk,
+    relaxed: Relaxed,
+    precision: float,
+) -> tuple[Minorant, float]:
+    """Return a tangent of the loss itself, not of a model of it, with its bound.
+
+    It touches at the output of the relaxed problem's bound, or just inside.
+
+    Where the dual is finite only for small gradients its best point is near the edge of its domain,
+    and rounding may put it outside: then it is taken nearer to the minimiser of R.
+    """
+    z, known = relaxed.bound_output, [problem.start(), *relaxed.atoms]
+    inside, share = model.minimizer() - z, 0.0
+    for _ in range(_RETREATS):
+        at = z + share * inside
+        below = Minorant.tangent(at, *risk(at))
+        bound = lower_bound(problem, respond, below, precision, known)
+        if math.isfinite(bound):
+            break
+        share = max(4.0 * share, 16.0 * precision)
+    return below, bound
+
+
+def held_against(
+    bounded: Bounded, problem: ParticleProblem, x: Configuration, value: float, precision: float
+) -> Bound:
+    """Return the bound, held against a value of P that was evaluated.
+
+    Args:
+        bounded: The relaxed step.
+        problem: The particles.
+        x: A configuration: a searched best response is never worse than it.
+        value: P there, or at a better point.
+        precision: Relative rounding error of the loss.
+
+    Raises:
+        ValueError: The bound is above the value by more than rounding: the loss is not convex.
+    """
+    below, bound = bounded.below, bounded.lower_bound
+    if not bounded.certified:
+        bound = min(bound, below.intercept + linear_value(problem, below.slope, x))
+    size = below.size + problem.stiffness * float(problem.anchors.square().sum())
+    refuse_nonconvex(bound, value, size, precision)
+    excess = bound - value
+    if not excess > 0:
+        return Bound(bound, bounded.certified)
+    # Within what rounding explains, but a bound above a value is none.
+    warnings.warn(
+        f"the lower bound {bound:.9g} lies {excess:.2g} above the objective that was evaluated: "
+        "the closure rounds more than the bound allows for, so it is called an estimate. Use "
+        "float64 for certificates of this loss",
+        stacklevel=2,
+    )
+    return Bound(value - excess, False)
 
 
 # Evaluations of the model for the local minimum that conditional gradient starts from.
 _WARM = 1500
+# Steps from the edge of the dual's domain into it, each 4 times longer than the one before.
+_RETREATS = 8

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-_REMEMBERED = 64
+_REMEMBERED = 128
 # Rounding errors are this many units in the last place of the largest term at most.
 _ROUNDING = 1e3
 
 
 class ConvexityWatch:
-    """Compares every evaluation of R with the tangents at the last 64 points before it.
+    """Compares every evaluation of R with the tangents at the last 128 points before it.
 
         R(z) >= R(z') + <grad R(z'), z - z'>    and the same with z and z' exchanged
 
@@ -24,9 +26,48 @@ class ConvexityWatch:
 
     def __init__(self, precision: float) -> None:
         self._precision = precision
+        self._lowest = math.inf
         self._points: list[Tensor] = []
         self._grads: list[Tensor] = []
         self._values: list[float] = []
+
+    @property
+    def tangents(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Points z (E, n, k), values (E,) and gradients (E, n, k) of the last evaluations."""
+        return torch.stack(self._points), torch.tensor(self._values), torch.stack(self._grads)
+
+    def lowest(self) -> float:
+        """Return the lowest value met, ``inf`` before the first."""
+        return self._lowest
+
+    def suspects(self, most: int) -> list[Tensor]:
+        """Return outputs (n, k) whose evaluation may show that R is not convex.
+
+        Were R a sum over samples, each term's gradient would be monotone: <g_j - g'_j, z_j - z'_j>
+        >= 0 for every sample j and every two points. Where it is not, R itself is suspected, for
+        samples may be mixed: the point z' with its sample j alone replaced by that of z is worth a
+        look, since two points that differ in one sample only must obey the same inequality.
+
+        Args:
+            most: Number of points, of different samples, the clearest first.
+        """
+        if len(self._points) < 2:
+            return []
+        Z, G = torch.stack(self._points), torch.stack(self._grads)
+        moves, turns = Z.unsqueeze(1) - Z, G.unsqueeze(1) - G  # (E, E, n, k)
+        rise = (moves * turns).sum(-1)
+        size = moves.norm(dim=-1) * (G.norm(dim=-1).unsqueeze(1) + G.norm(dim=-1))
+        share = torch.where(rise < -_ROUNDING * self._precision * size, rise / size, 0.0)
+        worst, where = share.flatten(0, 1).min(0)  # over pairs, for each sample
+        found = []
+        for j in worst.argsort().tolist()[:most]:
+            if not worst[j] < 0:
+                break
+            pair = int(where[j])
+            z = Z[pair % len(Z)].clone()
+            z[j] = Z[pair // len(Z), j]
+            found.append(z)
+        return found
 
     def add(self, z: Tensor, value: float, grad: Tensor) -> None:
         """Take in R(z) and grad R(z); numbers that are not finite are passed over.
@@ -39,8 +80,8 @@ class ConvexityWatch:
         if not bool(here.isfinite() & slope.isfinite().all()):
             return
         if self._points:
-            moves = point - torch.stack(self._points)
-            slopes = torch.stack(self._grads)
+            moves = point - torch.stack(self._points).flatten(1)
+            slopes = torch.stack(self._grads).flatten(1)
             values = here.new_tensor(self._values)
             rise = here - values
             forward, backward = (slopes * moves).sum(1), moves @ slope
@@ -56,8 +97,9 @@ class ConvexityWatch:
                     f"at an output {float(moves[below][0].norm()):.3g} away. "
                     'Use solver="bfgs" or "lbfgs" here'
                 )
-        self._points = [*self._points, point][-_REMEMBERED:]
-        self._grads = [*self._grads, slope][-_REMEMBERED:]
+        self._lowest = min(self._lowest, value)
+        self._points = [*self._points, z.detach()][-_REMEMBERED:]
+        self._grads = [*self._grads, grad.detach()][-_REMEMBERED:]
         self._values = [*self._values, value][-_REMEMBERED:]
 
 

@@ -12,6 +12,8 @@ from torch_wprox.certified.problem.particle_problem import Risk
 
 # A loss that mixes samples has one dense Hessian; it is learnt column by column up to this size.
 _DENSE_UP_TO = 256
+# Rounding of a model that is the loss itself, in units in the last place of the largest term.
+_SAME = 1e3
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,23 @@ class QuadraticRisk:
         """Return the model's values (..) at z (.., n, k)."""
         return self.values_and_grads(z)[0]
 
+    def agrees(self, z: Tensor, value: float, grad: Tensor, precision: float) -> bool:
+        """Return whether R(z) and grad R(z) are the model's own, up to rounding.
+
+        Args:
+            z: Where R was evaluated, (n, k).
+            value: R(z).
+            grad: grad R(z).
+            precision: Relative rounding error of both.
+        """
+        expected, slope = self(z)
+        size = float(grad.abs().max()) + float(self.grad.abs().max())
+        error = float((grad - slope).abs().max())
+        off = abs(value - expected)
+        return error <= _SAME * precision * size and off <= _SAME * precision * (
+            abs(value) + abs(self.value)
+        )
+
     def minimizer(self) -> Tensor:
         """Return the minimiser of least distance to the centre, (n, k)."""
         right = self.grad.reshape(self.blocks.shape[0], self.blocks.shape[1], 1)
@@ -84,12 +103,7 @@ def learn_quadratic(risk: Risk, z: Tensor, precision: float) -> QuadraticRisk:
     length = 1.0 + float(z.abs().max())
     model = QuadraticRisk(z, value, grad, _blocks(risk, z, grad, length), True)
     elsewhere = z + length * _wave(z)
-    seen, predicted = risk(elsewhere), model(elsewhere)
-    tolerance = 1e3 * precision
-    size = float(seen[1].abs().max()) + float(grad.abs().max())
-    error = float((seen[1] - predicted[1]).abs().max())
-    off = abs(seen[0] - predicted[0])
-    if error <= tolerance * size and off <= tolerance * (abs(seen[0]) + abs(value)):
+    if model.agrees(elsewhere, *risk(elsewhere), precision):
         return model
     return local_quadratic(risk, z, value, grad, precision)
 
