@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
+import sys
+import time
 from collections.abc import Sequence
 
-# Those whose module exists run, in this order.
+# They run in this order.
 NAMES = (
     "quality",
     "certified",
@@ -31,9 +32,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--fast", action="store_true", help="a smoke test of each")
     parser.add_argument("names", nargs="*", help=f"some of {', '.join(NAMES)}; none: all")
     args = parser.parse_args(argv)
-    for name in args.names or NAMES:
-        if importlib.util.find_spec(f"benchmarks.{name}") is None:
-            continue
+    names, began = args.names or NAMES, time.perf_counter()
+    for done, name in enumerate(names):
+        passed = time.perf_counter() - began
+        left = f", about {passed / done * (len(names) - done) / 60:.0f} min left" if done else ""
+        print(f"[{done + 1}/{len(names)}]{left}", file=sys.stderr, flush=True)
         print(f"\n## python -m benchmarks.{name}\n", flush=True)
         module = importlib.import_module(f"benchmarks.{name}")
         module.main(["--fast"] if args.fast else [])

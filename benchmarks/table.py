@@ -34,7 +34,7 @@ def header(names: Sequence[str]) -> str:
 
 
 def quartiles(values: Sequence[float]) -> str:
-    """Return the median with the quartiles, as ``.2424 (.2391, .2502)``."""
+    """Return the median with the quartiles, as ``0.2424 (0.2391, 0.2502)``."""
     if len(values) == 1:
         return short(values[0])
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
@@ -42,6 +42,5 @@ def quartiles(values: Sequence[float]) -> str:
 
 
 def short(value: float) -> str:
-    """Return four digits without the leading zero."""
-    text = f"{value:.4g}"
-    return text[1:] if text.startswith("0.") else text
+    """Return four digits."""
+    return f"{value:.4g}"

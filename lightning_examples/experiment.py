@@ -61,6 +61,12 @@ def parser(description: str | None, out: str, **numbers: float) -> argparse.Argu
     return made
 
 
+def so_far(name: str, done: int, count: int, seconds: float) -> str:
+    """Return what was done, and how long the rest takes if it takes as long on average."""
+    left = seconds / done * (count - done)
+    return f"{name}: done after {seconds / 60:.1f} min in all, about {left / 60:.0f} min left\n"
+
+
 class Regression(pl.LightningModule):
     """Any model with any optimizer: nothing in it knows of proximal steps."""
 

@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_examples import experiment
+
 EXAMPLES = (
     "two_points",
     "sinus",
@@ -34,17 +36,18 @@ EXAMPLES = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", choices=EXAMPLES, default=EXAMPLES)
+    parser.add_argument("--only", nargs="*", choices=EXAMPLES, default=EXAMPLES, help="which")
     parser.add_argument("--out", type=Path, default=Path("out/gallery"), help="work folder")
     parser.add_argument("--to", type=Path, help="copy figures and tables here; none: leave them")
     parser.add_argument("--fast", action="store_true", help="small runs")
     args = parser.parse_args(argv)
-    for name in args.only:
-        began = time.perf_counter()
+    began = time.perf_counter()
+    for done, name in enumerate(args.only, start=1):
+        print(f"[{done}/{len(args.only)}] {name}")
         out = args.out / name
         flags = ["--fast"] if args.fast else []
         importlib.import_module(f"lightning_examples.{name}").main(["--out", str(out), *flags])
-        print(f"{name}: {time.perf_counter() - began:.0f} s\n")
+        print(experiment.so_far(name, done, len(args.only), time.perf_counter() - began))
         if args.to is not None:
             args.to.mkdir(parents=True, exist_ok=True)
             for file in sorted(path for path in out.iterdir() if path.is_file()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import re
 import warnings
 
 import numpy as np
@@ -17,14 +17,42 @@ from benchmarks.table import header, quartiles, short
 from torch_wprox.solvers import BFGS
 
 
-@pytest.mark.slow
+def tables(text: str) -> list[list[list[str]]]:
+    """Return the Markdown tables of a text, as rows of cells, the head first."""
+    found: list[list[list[str]]] = []
+    inside = False
+    for line in text.splitlines():
+        if line.startswith("|"):
+            if not inside:
+                found.append([])
+            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        inside = line.startswith("|")
+    return found
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_benchmark_prints_a_table(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if importlib.util.find_spec(f"benchmarks.{name}") is None:
-        pytest.skip(f"no benchmark {name} yet")
+def test_benchmark_says_what_its_flags_are(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"benchmarks.{name}").main(["--help"])
+    assert ended.value.code == 0
+    assert "--fast" in capsys.readouterr().out
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", NAMES)
+def test_benchmark_prints_whole_tables_of_numbers(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with warnings.catch_warnings():  # a benchmark may silence other packages
         importlib.import_module(f"benchmarks.{name}").main(["--fast"])
-    assert capsys.readouterr().out.count("\n") >= 3
+    found = tables(capsys.readouterr().out)
+    assert found
+    for head, _, *rows in found:
+        assert rows, head
+        for row in rows:
+            assert len(row) == len(head), row
+            assert any(re.search(r"\d", cell) for cell in row), row
+            assert not any(re.search(r"\bnan\b", cell) for cell in row), row
 
 
 def test_a_budget_read_off_a_longer_run_is_that_of_a_shorter_one() -> None:
@@ -42,6 +70,6 @@ def test_a_perturbation_is_relative_and_of_the_size_it_says() -> None:
 
 
 def test_numbers_are_medians_with_quartiles() -> None:
-    assert quartiles([0.1, 0.2, 0.3, 0.4, 0.5]) == ".3 (.2, .4)"
+    assert quartiles([0.1, 0.2, 0.3, 0.4, 0.5]) == "0.3 (0.2, 0.4)"
     assert short(np.float64(1234.5)) == "1234"
     assert header(["a", "b"]).splitlines() == ["| a | b |", "|---|---|"]

@@ -13,10 +13,13 @@ from torch.nn import functional as F
 from torch_wprox.layers import conversion
 from torch_wprox.layers.initialization import Initializer, balanced_classes, draw
 from torch_wprox.layers.live import LiveModules
-from torch_wprox.layers.parameterizations import PARAMETERIZATIONS, Parameterization
+from torch_wprox.layers.parameterizations import (
+    PARAMETERIZATIONS,
+    Parameterization,
+    ParameterizationName,
+)
 from torch_wprox.layers.substitution import OutputSubstitution
 
-ParameterizationName = Literal["joint", "signed", "clouds", "sphere", "radial"]
 Reduction = Literal["mean", "sum"]
 
 _T = TypeVar("_T")

@@ -20,7 +20,7 @@ Source: the note (Mercklé 2024), sections 6.2 and 11. Everything here is a pure
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -296,6 +296,8 @@ class Radial(Parameterization):
         across = _tangent(u, norm * grad[:, 1:])
         return along + torch.where(radius > 0, across / _norms(r), torch.zeros_like(across))
 
+
+ParameterizationName = Literal["joint", "signed", "clouds", "sphere", "radial"]
 
 PARAMETERIZATIONS: dict[str, Parameterization] = {
     form.name: form for form in (Joint(), Signed(), Clouds(), Sphere(), Radial())
