@@ -4,7 +4,7 @@
     python -m benchmarks.quality --full           # every solver on 20 seeds x 3 perturbations
     python -m benchmarks.quality --only target    # the two targets alone
 
-The prox objective P after one step of the note's section 3 (m = 50, 5 points), with random data in
+The prox objective P after one step on the five-point sine (m = 50), with random data in
 10 dimensions, and on scikit-learn's digits. Which local minimum a solver finds is a coin flip that
 a relative change of 1e-12 of W decides: median and quartiles over seeds and such perturbations.
 Solvers without a schedule run once, the smaller budgets are read off; Adam runs once for each.
@@ -97,7 +97,7 @@ class Cell:
         """Yield the problem of every seed and perturbation."""
         for seed in range(self.seeds):
             for perturbation in range(self.perturbations):
-                if self.setting == "note":
+                if self.setting == "sine":
                     yield problems.signed(*problems.sinus(), 50, seed, perturbation)
                 elif self.setting == "digits":
                     (x, y), _ = problems.digits(300)
@@ -120,15 +120,15 @@ class Cell:
 def cells(full: bool) -> Iterator[Cell]:
     """The rows; the targets (Wasserstein) first and on all seeds."""
     for gamma in (1.0, 100.0):
-        yield Cell("note", gamma, "emd", "bfgs", 20, 3 if full else 1)
-        yield Cell("note", gamma, "emd", "lbfgs", 20, 3 if full else 1)
+        yield Cell("sine", gamma, "emd", "bfgs", 20, 3 if full else 1)
+        yield Cell("sine", gamma, "emd", "lbfgs", 20, 3 if full else 1)
     many = (20, 3) if full else (3, 1)
     for gamma in (1e-2, 1.0, 100.0):
         for distance in ("emd", "frobenius"):
             for solver in ("bfgs", "lbfgs", "gd", "adam"):
                 is_target = gamma >= 1 and distance == "emd" and solver.endswith("bfgs")
                 if not is_target:
-                    yield Cell("note", gamma, distance, solver, *many)
+                    yield Cell("sine", gamma, distance, solver, *many)
     for setting in ("d = 10, m = 40", "d = 10, m = 400"):
         for gamma in (1.0, 100.0):
             for solver in ("bfgs", "lbfgs", "gd", "adam"):
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(header(["setting", "gamma", "distance", "solver", "runs", *budgets]), flush=True)
     chosen = list(cells(args.full))
     if args.fast:
-        chosen = [Cell("note", 1.0, "emd", s, 1, 2, (500,)) for s in ("bfgs", "adam")]
+        chosen = [Cell("sine", 1.0, "emd", s, 1, 2, (500,)) for s in ("bfgs", "adam")]
     elif args.only == "target":
         chosen = chosen[:4]
     elif args.only:

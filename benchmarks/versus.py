@@ -66,7 +66,10 @@ def tasks(fast: bool) -> Iterator[Task]:
     teacher = problems.teacher_student()
     yield joint_task("teacher-student, m = 50", teacher, squared, 50, 1, 1000, 3)
     yield Task(
-        "the note, m = 50", lambda s: (problems.signed(*problems.sinus(), 50, s), None), 1000, 3
+        "five-point sine, m = 50",
+        lambda s: (problems.signed(*problems.sinus(), 50, s), None),
+        1000,
+        3,
     )
     yield joint_task("digits, m = 200", problems.digits(300), entropy, 200, 10, 300, 1)
 
