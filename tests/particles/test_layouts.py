@@ -1,11 +1,13 @@
 import copy
 import itertools
 import pickle
+import re
 import warnings
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from torch_wprox import FrobeniusProx, WassersteinProx
@@ -464,7 +466,8 @@ def test_parametrised_and_overridden_layers_are_plain():
         def forward(self, x):
             return super().forward(x) + self[0](x).sum()
 
-    assert layouts(Reversed(*mlp(2, 8, 1))) == [("plain", 4)]
+    with pytest.warns(UserWarning, match="no cloud of neurons found in Reversed"):
+        assert layouts(Reversed(*mlp(2, 8, 1))) == [("plain", 4)]
 
 
 class Net(nn.Module):
@@ -474,7 +477,7 @@ class Net(nn.Module):
 
 
 def test_named_pairs_are_clouds():
-    assert layouts(Net()) == [("plain", 6)]
+    assert layouts(Net(), pairs=[]) == [("plain", 6)]
     assert layouts(Net(), pairs=[("fc1", "fc2")]) == [("pair", 4), ("plain", 2)]
     assert covers_once(Net(), pairs=[("fc2", "fc3")])
 
@@ -606,3 +609,141 @@ def test_a_model_and_its_optimizer_are_copied_together(form):
         step_on(other, other_opt)
         assert torch.equal(twin.particles, other.particles)
         assert not torch.equal(twin.particles, layer.particles)
+
+
+# --- clouds that a forward hides --------------------------------------------------------------
+
+
+class TwoLayers(nn.Module):
+    """The commonest style: what lies between the layers is seen in ``forward`` only."""
+
+    def __init__(self, *others: nn.Module, bias: bool = True) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(3, 8, bias=bias)
+        self.others = nn.ModuleList(others)
+        self.fc2 = nn.Linear(8, 2, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(torch.relu(self.fc1(x)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("others", [[], [nn.ReLU(), nn.Dropout(0.1), nn.MSELoss()]], ids=len)
+def test_two_linear_layers_that_are_the_whole_model_are_a_cloud(
+    bias: bool, others: list[nn.Module]
+) -> None:
+    model = TwoLayers(*others, bias=bias)
+    (group,) = particle_groups(model)
+    assert group["layout"] == "pair" == layout_of(list(model.parameters()))
+    assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters()]
+
+
+class Three(TwoLayers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 2)
+
+
+class Attention(nn.Module):
+    """The linear layers of a BERT block, in its order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("query", "key", "value", "output"):
+            self.add_module(name, nn.Linear(8, 8))
+        self.widen, self.narrow = nn.Linear(8, 32), nn.Linear(32, 8)
+
+
+class Tied(TwoLayers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = self.fc1
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (Three(), "pairs=[('fc1', 'fc2')]"),
+        (Attention(), "pairs=[('widen', 'narrow')]"),
+        (TwoLayers(nn.Softmax(dim=1)), "pairs=[('fc1', 'fc2')]"),
+        (nn.Sequential(Attention(), Attention()), "(2 pairs in this model look like it)"),
+    ],
+    ids=["three", "attention", "softmax", "two blocks"],
+)
+def test_a_model_without_a_cloud_is_told_of_pairs(model: nn.Module, names: str) -> None:
+    with pytest.warns(UserWarning, match=re.escape(names)) as seen:
+        (group,) = particle_groups(model)
+    assert group["layout"] == "plain"
+    assert seen[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Linear(3, 2),
+        nn.Embedding(10, 4),
+        nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(4, 2)),
+        MeanFieldLayer(2, 4),
+        nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2), nn.Linear(2, 2)),
+        nn.Sequential(nn.Linear(3, 8), nn.Softmax(-1), nn.Linear(8, 2)),
+        nn.TransformerEncoderLayer(4, 2, 8, activation=nn.Softmax(-1)),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_nothing_is_said_where_there_is_nothing_to_say(model: nn.Module) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        particle_groups(model)
+
+
+def test_an_empty_list_of_pairs_says_that_there_are_none() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (group,) = particle_groups(Three(), pairs=[])
+    assert group["layout"] == "plain"
+
+
+@pytest.mark.parametrize("pairs", [None, []])
+def test_weights_used_twice_are_no_cloud_of_two_layers(pairs: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert {g["layout"] for g in particle_groups(Tied(), pairs)} == {"plain"}
+
+
+# --- one matrix that is a layer's ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "rows"), [(nn.Embedding(10, 4), "tokens"), (nn.Linear(4, 3, bias=False), "outputs")]
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_the_one_matrix_of_a_layer_is_a_cloud_with_a_warning(
+    module: nn.Module, rows: str, named: bool
+) -> None:
+    params = module.named_parameters() if named else module.parameters()
+    with pytest.warns(UserWarning, match=rf"exchange the rows of different {rows}.*layout='plain'"):
+        opt = WassersteinProx(params)
+    assert opt.param_groups[0]["layout"] == "cloud"
+    with pytest.warns(UserWarning, match="layout='plain' in the group exchanges nothing"):
+        WassersteinProx([{"params": module.parameters()}])
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        lambda m: particle_groups(m),
+        lambda m: [{"params": m.parameters(), "layout": "plain"}],
+        lambda m: [{"params": m.parameters(), "layout": "cloud"}],
+        lambda m: [m.weight],  # the user has it in hand
+    ],
+)
+def test_who_says_what_a_matrix_is_hears_nothing(groups: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        WassersteinProx(groups(nn.Embedding(10, 4)))
+        FrobeniusProx(nn.Embedding(10, 4).parameters())
+
+
+def test_the_groups_of_a_model_hold_its_embedding_still() -> None:
+    (group,) = particle_groups(nn.Embedding(10, 4))
+    assert group["layout"] == "plain"

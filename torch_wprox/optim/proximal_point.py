@@ -81,6 +81,8 @@ class ProximalPoint(ClosureOptimizer[StepReport]):
             "weight_decay": checked_weight_decay(weight_decay),
             "layout": "auto",
         }
+        if layouts.module_of(params) is not None:
+            params = [{"params": params}]  # add_param_group sees whose parameters they are
         super().__init__(
             params, defaults, process_group=process_group, callback=callback, seconds=seconds
         )
@@ -91,7 +93,9 @@ class ProximalPoint(ClosureOptimizer[StepReport]):
         Raises:
             ValueError: ``gamma`` and ``lr`` are both given and differ, or a value is out of range.
         """
+        module = None
         if isinstance(param_group, dict):
+            module = layouts.module_of(param_group.get("params"))
             param_group = group_step_size(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -100,6 +104,8 @@ class ProximalPoint(ClosureOptimizer[StepReport]):
             group["weight_decay"] = checked_weight_decay(group["weight_decay"])
             if group["layout"] == "auto":
                 group["layout"] = layouts.layout_of(group["params"], warn=self._exchanges)
+                if group["layout"] == "cloud" and self._exchanges:
+                    layouts.warn_of_lone_matrix(module, group["params"])
             layouts.views_of_group(group["params"], group["layout"], self._classes)
         except BaseException:
             self.param_groups.pop()  # a refused group leaves the optimizer as it was

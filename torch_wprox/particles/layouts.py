@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Sequence
@@ -81,6 +82,44 @@ def layout_of(params: Sequence[nn.Parameter], *, warn: bool = True) -> str:
             stacklevel=callers_level(),
         )
     return "plain"
+
+
+def module_of(params: Any) -> nn.Module | None:
+    """The module whose ``parameters()`` or ``named_parameters()`` a group is given as, if it is.
+
+    Example:
+        >>> embedding = nn.Embedding(10, 4)
+        >>> module_of(embedding.parameters()) is embedding, module_of([embedding.weight])
+        (True, None)
+    """
+    if not inspect.isgenerator(params) or params.gi_frame is None:
+        return None
+    owner = inspect.getgeneratorlocals(params).get("self")
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def warn_of_lone_matrix(module: nn.Module | None, params: Sequence[nn.Parameter]) -> None:
+    """Warn where the one matrix of a group, a cloud by its shape, is that of a layer of torch.
+
+    Exchanging the rows of an embedding gives one token the vector of another, exchanging those of
+    a linear layer relabels its outputs: few users mean that.
+
+    Args:
+        module: Whose parameters the group was given as, None if that is not known.
+        params: The group.
+    """
+    for owner in () if module is None else module.modules():
+        kinds = nn.Embedding | nn.EmbeddingBag | nn.Linear
+        if isinstance(owner, kinds) and owner.weight is params[0] and len(params[0]) > 1:
+            rows = "outputs" if isinstance(owner, nn.Linear) else "tokens"
+            warnings.warn(
+                f"the group is one matrix, the weight of {owner}: it is taken as a cloud of "
+                f"{len(params[0])} particles, and a step may exchange the rows of different {rows}."
+                " layout='plain' in the group exchanges nothing; layout='cloud' says that this is "
+                "what you want",
+                UserWarning,
+                stacklevel=callers_level(),
+            )
 
 
 def views_of_group(
@@ -220,6 +259,11 @@ def _layer_views(params: Sequence[nn.Parameter], classes: Classes) -> list[View]
         elif layer.form.is_flat:
             frozen = None
             if layer.alpha is not None and layer.output_index is not None:
+                if not bool(layer.alpha.isfinite().all()):
+                    raise ValueError(
+                        "layer.alpha, the frozen output weights, must be finite, got NaN or "
+                        "infinity in it: assign others"
+                    )
                 output = layer.output_index.to(layer.alpha.dtype)
                 frozen = torch.stack([torch.sign(layer.alpha), output], dim=1)
             views.append(CloudView(p, labels_of(classes, p, frozen)))
