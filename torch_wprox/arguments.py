@@ -50,6 +50,23 @@ def checked_number(name: str, value: Any, needs: str, holds: Callable[[float], b
     return number
 
 
+def checked_flag(name: str, value: Any) -> bool:
+    """Return ``value`` as a bool if it is True or False, NumPy's and 0 and 1 included.
+
+    Raises:
+        TypeError: It is something else, true or not.
+
+    Example:
+        >>> checked_flag("bias", True)
+        True
+    """
+    if isinstance(value, bool) or (isinstance(value, Integral) and value in (0, 1)):
+        return bool(value)
+    if getattr(getattr(value, "dtype", None), "kind", "") == "b" and value.shape == ():
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def as_number(value: Any) -> float | None:
     """Return ``value`` as a float, None if it is not one real number (strings and bools are not).
 

@@ -117,5 +117,5 @@ def test_resuming_is_bit_exact_and_an_exception_gives_the_directions_back() -> N
 
 
 def test_a_bad_number_of_projections_is_named() -> None:
-    with pytest.raises(ValueError, match="projections must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="projections must be an integer >= 1, got 0"):
         Sliced(0)

@@ -433,7 +433,7 @@ def test_the_last_of_at_most_max_eval_evaluations_is_at_the_accepted_parameters(
         ({"weight_decay": -1.0}, "weight_decay must be a finite number >= 0, got -1.0"),
         ({"max_eval": 0}, "max_eval must be an integer >= 1, got 0"),
         ({"max_eval": 2.5}, "max_eval must be an integer >= 1, got 2.5"),
-        ({"tolerance_grad": -1.0}, "tolerance_grad must be >= 0, got -1.0"),
+        ({"tolerance_grad": -1.0}, "tolerance_grad must be a finite number >= 0, got -1.0"),
         ({"inexact": 1.0}, r"inexact must be in \[0, 1\)"),
         ({"distance": "w2"}, "distance must be one of .*'emd'"),
         ({"solver": "newton"}, "solver must be one of .*'auto'"),

@@ -390,9 +390,9 @@ def test_the_representation_names_what_makes_the_layer():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"width": 0}, ValueError, "width must be >= 1, got 0"),
-        ({"width": 2.5}, TypeError, "width must be an int, got 2.5"),
-        ({"out_features": -1}, ValueError, "out_features must be >= 1, got -1"),
+        ({"width": 0}, ValueError, "width must be an integer >= 1, got 0"),
+        ({"width": 2.5}, ValueError, "width must be an integer >= 1, got 2.5"),
+        ({"out_features": -1}, ValueError, "out_features must be an integer >= 1, got -1"),
         ({"form": "polar"}, ValueError, "parameterization must be one of .*joint.*got 'polar'"),
         ({"reduction": "max"}, ValueError, "reduction must be one of .*got 'max'"),
         ({"init": "xavier"}, ValueError, "init must be one of .*or a function, got 'xavier'"),

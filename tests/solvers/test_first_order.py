@@ -48,8 +48,8 @@ def test_a_step_size_that_diverges_still_returns_the_best_point() -> None:
     ("make", "message"),
     [
         (lambda: FirstOrder("adam"), "optimizer must be a class of torch.optim, got 'adam'"),
-        (lambda: GradientDescent(step=0.0), "step must be > 0"),
-        (lambda: GradientDescent(growth=0.5), "growth must be >= 1"),
+        (lambda: GradientDescent(step=0.0), "step must be a finite number > 0"),
+        (lambda: GradientDescent(growth=0.5), "growth must be a finite number >= 1"),
         (lambda: GradientDescent(decrease=1.0), "decrease must be between 0 and 1"),
     ],
 )

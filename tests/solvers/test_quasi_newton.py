@@ -148,7 +148,7 @@ def test_limited_memory_does_not_stop_at_a_kink_on_the_way() -> None:
     ("kwargs", "message"),
     [
         ({"decrease": 0.5, "curvature": 0.1}, "0 < decrease < curvature < 1, got 0.5 and 0.1"),
-        ({"max_trials": 0}, "max_trials must be >= 1, got 0"),
+        ({"max_trials": 0}, "max_trials must be an integer >= 1, got 0"),
     ],
 )
 def test_bad_search_options_are_named(kwargs: dict[str, float], message: str) -> None:

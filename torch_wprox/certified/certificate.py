@@ -155,6 +155,7 @@ def certify_training(
         The certificate of F.
 
     Raises:
+        TypeError: ``layer`` is another module.
         ValueError: Neither or both of ``beta`` and ``weight_decay`` are given, the layer has an
             output bias that trains, the loss is not convex in the output, or the parameters reach
             it by another way.
@@ -172,6 +173,11 @@ def certify_training(
 
     Source: Bach (2017), Pilanci & Ergen (2020).
     """
+    if not isinstance(layer, MeanFieldLayer):
+        raise TypeError(
+            f"layer must be a MeanFieldLayer, got {type(layer).__name__}: for two Linear layers, "
+            "MeanFieldLayer.from_linear(first, second)"
+        )
     options = Global() if options is None else options
     penalty = beta if weight_decay is None else weight_decay
     if (beta is None) == (weight_decay is None) or penalty is None or not penalty > 0:

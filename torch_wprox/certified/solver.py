@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from torch_wprox.arguments import checked_count, checked_number
 from torch_wprox.certified.bound.dual import UnboundedDual
 from torch_wprox.certified.bound.relaxation import Bounded, held_against, relax
 from torch_wprox.certified.problem.particle_problem import Configuration
@@ -92,11 +93,9 @@ class Global:
 
     def __post_init__(self) -> None:
         for option in ("tolerance_gap", "tolerance_bound"):
-            if not getattr(self, option) >= 0:
-                raise ValueError(f"{option} must be >= 0, got {getattr(self, option)!r}")
+            checked_number(option, getattr(self, option), ">= 0", lambda t: t >= 0)
         for option in ("max_iter", "starts", "polish"):
-            if not getattr(self, option) >= 1:
-                raise ValueError(f"{option} must be >= 1, got {getattr(self, option)!r}")
+            checked_count(option, getattr(self, option))
 
     def minimize(
         self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None

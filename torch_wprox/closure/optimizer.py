@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torch_wprox.closure.guards import (
@@ -85,6 +85,11 @@ class ClosureOptimizer(Optimizer, ABC, Generic[Report]):
         self._watch = GradientWatch()
         self._warned: set[str] = set()
         self._had_gradients = False
+        if isinstance(params, nn.Module) or not isinstance(params, Iterable):
+            raise TypeError(
+                "params must be parameters or groups, such as model.parameters(), got "
+                f"{type(params).__name__}"
+            )
         super().__init__(params, defaults)
 
     @abstractmethod

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_wprox.arguments import checked_flag, checked_number
 from torch_wprox.closure.ranks import Agree, alone
 from torch_wprox.distances.base import AnchoredDistance, Distance, DistanceValue
 from torch_wprox.distances.clouds import class_rows
@@ -53,10 +54,9 @@ class Sinkhorn(Distance):
     name = "sinkhorn"
 
     def __post_init__(self) -> None:
-        if not (self.blur > 0 and math.isfinite(self.blur)):
-            raise ValueError(f"blur must be > 0, got {self.blur!r}")
-        if not 0 < self.scaling < 1:
-            raise ValueError(f"scaling must be in (0, 1), got {self.scaling!r}")
+        checked_number("blur", self.blur, "> 0", lambda blur: 0 < blur < math.inf)
+        checked_number("scaling", self.scaling, "in (0, 1)", lambda ratio: 0 < ratio < 1)
+        checked_flag("debiased", self.debiased)
 
     def anchored(self, W: Tensor, classes: Tensor | None, agree: Agree = alone) -> AnchoredDistance:
         """Return d(., W), class by class."""

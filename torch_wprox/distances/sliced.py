@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from torch_wprox.arguments import checked_count
 from torch_wprox.closure.ranks import Agree, alone
 from torch_wprox.distances.base import AnchoredDistance, Distance, DistanceValue
 from torch_wprox.distances.clouds import class_rows
@@ -32,7 +33,7 @@ class Sliced(Distance):
         seed: Of the generator.
 
     Raises:
-        ValueError: projections < 1.
+        ValueError: ``projections`` is no integer >= 1, or ``seed`` no integer.
 
     Example:
         >>> W = torch.zeros(3, 2, dtype=torch.float64)
@@ -46,11 +47,9 @@ class Sliced(Distance):
     name = "sliced"
 
     def __init__(self, projections: int = 50, seed: int = 0) -> None:
-        if projections < 1:
-            raise ValueError(f"projections must be >= 1, got {projections!r}")
-        self.projections = projections
-        self.seed = seed
-        self._generator = torch.Generator().manual_seed(seed)
+        self.projections = checked_count("projections", projections)
+        self.seed = checked_count("seed", seed, least=-(2**63))
+        self._generator = torch.Generator().manual_seed(self.seed)
 
     def __repr__(self) -> str:
         return f"Sliced(projections={self.projections}, seed={self.seed})"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_wprox.arguments import checked_number
 from torch_wprox.closure.guards import chosen_step_size
 from torch_wprox.closure.optimizer import ClosureOptimizer
 from torch_wprox.closure.ranks import process_group_of
@@ -114,11 +115,13 @@ class EntropicJKO(ClosureOptimizer[JKOReport]):
                 "digits lose mass"
             )
         step_size = chosen_step_size(gamma, lr)
+        if precision not in (torch.float32, torch.float64):
+            raise ValueError(f"precision must be torch.float64 or torch.float32, got {precision!r}")
         finest = max(torch.finfo(t).eps for t in (precision, layer.weight.dtype))
         self._options = StepOptions(
             method=method,
             epsilon=_checked_epsilon(epsilon, layer),
-            debiased=bool(debiased),
+            debiased=debiased,
             tolerance=finest**0.625 if tolerance is None else tolerance,
             max_iterations=max_iterations,
             max_rounds=max_rounds,
@@ -257,12 +260,13 @@ def _checked_epsilon(epsilon: float | None, layer: GridLayer) -> float:
         epsilon = 2 * largest**2 if largest > 0 else 1.0
         _log.info("epsilon=None: took 2 dx^2 = %g", epsilon)
         return epsilon
-    if not (math.isfinite(epsilon) and epsilon > 0):
-        raise ValueError(f"epsilon must be > 0 (or None: 2 dx^2), got {epsilon}")
+    epsilon = checked_number(
+        "epsilon", epsilon, "> 0 (or None: 2 dx^2)", lambda e: 0 < e < math.inf
+    )
     if epsilon < largest**2:
         warnings.warn(
             f"epsilon={epsilon:g} is below dx^2 = {largest**2:g}: the grid locks, displacements "
             "round to whole cells. Take epsilon >= dx^2 (epsilon=None: 2 dx^2) or a finer grid",
             stacklevel=4,
         )
-    return float(epsilon)
+    return epsilon

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from torch_wprox.arguments import checked_count, checked_flag, checked_number
 from torch_wprox.closure.runner import ClosureRunner
 from torch_wprox.closure.watch import Watch
 from torch_wprox.jko.debiased import solve_debiased
@@ -56,18 +57,13 @@ class StepOptions:
     def __post_init__(self) -> None:
         if self.method not in get_args(MethodName):
             raise ValueError(f"method must be one of {get_args(MethodName)}, got {self.method!r}")
-        if self.precision not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"precision must be torch.float64 or torch.float32, got {self.precision}"
-            )
         for name in ("max_iterations", "max_rounds"):
             count = getattr(self, name)
             if count is None and name == "max_iterations":
                 continue
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {count!r}")
-        if not 0 < self.tolerance < 1:
-            raise ValueError(f"tolerance must be between 0 and 1, got {self.tolerance}")
+            checked_count(name, count)
+        checked_flag("debiased", self.debiased)
+        checked_number("tolerance", self.tolerance, "between 0 and 1", lambda t: 0 < t < 1)
 
     @property
     def iterations(self) -> int:

@@ -35,7 +35,8 @@ def checked_neurons(
         w with the bias as last column (m, d + has_bias), alpha (m, k), output bias (k,) or None.
 
     Raises:
-        ValueError: A shape does not fit, or a bias is missing or not wanted.
+        ValueError: A shape does not fit, a number is not finite, or a bias is
+            missing or not wanted.
     """
     m, d, k = sizes
     factory = {"dtype": like.dtype, "device": like.device}
@@ -135,6 +136,8 @@ def _shaped(name: str, value: Tensor, shape: tuple[int, ...], **factory: Any) ->
     tensor = torch.as_tensor(value, **factory)
     if tensor.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+    if not bool(tensor.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got NaN or infinity in it")
     return tensor
 
 

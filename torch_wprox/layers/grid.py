@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
+from torch_wprox.arguments import checked_count, checked_flag, checked_number
 from torch_wprox.layers import binning
 from torch_wprox.layers.mean_field import MeanFieldLayer
 from torch_wprox.layers.substitution import OutputSubstitution
@@ -69,6 +70,12 @@ class GridLayer(OutputSubstitution):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        bias = checked_flag("bias", bias)
+        if not isinstance(axes, Iterable) or isinstance(axes, str):
+            raise TypeError(
+                "axes must be a list of 1-d tensors, one for every weight and one for the bias, "
+                f"got {axes!r}"
+            )
         points = [_checked_axis(k, axis) for k, axis in enumerate(axes)]
         if len(points) < 1 + bias:
             raise ValueError(
@@ -77,16 +84,14 @@ class GridLayer(OutputSubstitution):
             )
         if not signs or any(s not in (1, -1) for s in signs):
             raise ValueError(f"signs must be 1 or -1, one or more, got {tuple(signs)}")
-        if not (math.isfinite(mass) and mass > 0):
-            raise ValueError(f"mass must be a finite number > 0, got {mass}")
-        if out_features < 1:
-            raise ValueError(f"out_features must be >= 1, got {out_features}")
+        mass = checked_number("mass", mass, "a finite number > 0", lambda M: 0 < M < math.inf)
+        out_features = checked_count("out_features", out_features)
         self.shape = Size(len(axis) for axis in points)
         self.spacing = tuple(float(axis[-1] - axis[0]) / max(len(axis) - 1, 1) for axis in points)
         self.lower = tuple(float(axis[0]) for axis in points)
         self.in_features = len(points) - bias
         self.out_features = out_features
-        self.has_bias = bool(bias)
+        self.has_bias = bias
         self.mass = float(mass)
         self.block_signs = tuple(float(s) for s in signs) * out_features
         self.block_outputs = tuple(c for c in range(out_features) for _ in signs)
@@ -279,7 +284,10 @@ def checked_measure(p: Tensor) -> Tensor:
 
 
 def _checked_axis(index: int, axis: Tensor) -> Tensor:
-    points = torch.as_tensor(axis).detach().to("cpu", torch.float64)
+    try:
+        points = torch.as_tensor(axis).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError) as wrong:
+        raise TypeError(f"axes[{index}] must be a 1-d tensor of numbers, got {axis!r}") from wrong
     if points.ndim != 1 or len(points) == 0 or not bool(torch.isfinite(points).all()):
         raise ValueError(f"axes[{index}] must be a 1-d tensor of finite numbers, one or more")
     steps = points.diff()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any, Literal, Self, TypeVar, get_args
 
 import torch
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
+from torch_wprox.arguments import checked_count, checked_flag, checked_number
 from torch_wprox.layers import conversion
 from torch_wprox.layers.initialization import Initializer, balanced_classes, draw
 from torch_wprox.layers.live import LiveModules
@@ -96,18 +96,17 @@ class MeanFieldLayer(OutputSubstitution):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_features = _positive("in_features", in_features)
-        self.width = _positive("width", width)
-        self.out_features = _positive("out_features", out_features)
+        self.in_features = checked_count("in_features", in_features)
+        self.width = checked_count("width", width)
+        self.out_features = checked_count("out_features", out_features)
         self.parameterization = _one_of(
             "parameterization", parameterization, get_args(ParameterizationName)
         )
         self.reduction = _one_of("reduction", reduction, get_args(Reduction))
-        self.has_bias = bool(bias)
-        if not math.isfinite(init_scale):
-            raise ValueError(f"init_scale must be a finite number, got {init_scale}")
+        self.has_bias = checked_flag("bias", bias)
+        has_output_bias = checked_flag("output_bias", output_bias)
         self.init = init
-        self.init_scale = init_scale
+        self.init_scale = checked_number("init_scale", init_scale, "a finite number", math.isfinite)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         columns = self.form.columns(self._inputs, self.out_features)
         start = torch.empty(self.width, columns, **factory)
@@ -116,7 +115,7 @@ class MeanFieldLayer(OutputSubstitution):
         self.particles = nn.Parameter(start)
         self.register_parameter(
             "output_bias",
-            nn.Parameter(torch.empty(self.out_features, **factory)) if output_bias else None,
+            nn.Parameter(torch.empty(self.out_features, **factory)) if has_output_bias else None,
         )
         self.register_buffer("alpha", None)
         self.register_buffer("output_index", None)
@@ -388,16 +387,6 @@ class MeanFieldLayer(OutputSubstitution):
             f"bias={self.has_bias}, output_bias={self.output_bias is not None}, "
             f"reduction={self.reduction!r}"
         )
-
-
-def _positive(name: str, value: int) -> int:
-    try:
-        count = operator.index(value)  # NumPy integers too
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
-    if count < 1:
-        raise ValueError(f"{name} must be >= 1, got {count}")
-    return count
 
 
 def _one_of(name: str, value: _T, allowed: tuple[_T, ...]) -> _T:

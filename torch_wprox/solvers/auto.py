@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch_wprox.arguments import checked_count
 from torch_wprox.objective import Objective
 from torch_wprox.report import Status
 from torch_wprox.solvers.bfgs import BFGS
@@ -27,6 +28,9 @@ class Auto:
     dense_up_to: int = 200
 
     name = "auto"
+
+    def __post_init__(self) -> None:
+        checked_count("dense_up_to", self.dense_up_to, least=0)
 
     def minimize(
         self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_wprox.arguments import checked_count
 from torch_wprox.objective import BudgetExhausted, Evaluation, Objective
 from torch_wprox.report import Status
 from torch_wprox.solvers.curvature_pairs import CurvaturePairs, Pairs
-from torch_wprox.solvers.line_search import WeakWolfe, first_trial
+from torch_wprox.solvers.line_search import WeakWolfe, checked_search, first_trial
 from torch_wprox.solvers.stopping import Stagnation, Stopping
 
 
@@ -30,6 +31,10 @@ class BFGS:
         line_search: The weak Wolfe search.
         remember: Curvature pairs of F that carry over to the next step.
 
+    Raises:
+        TypeError: ``line_search`` has no ``search``.
+        ValueError: ``remember`` is no integer >= 0.
+
     Source: Lewis & Overton, Nonsmooth optimization via quasi-Newton methods, 2013.
     """
 
@@ -37,6 +42,10 @@ class BFGS:
     remember: int = 20
 
     name = "bfgs"
+
+    def __post_init__(self) -> None:
+        checked_search(self.line_search)
+        checked_count("remember", self.remember, least=0)
 
     def minimize(
         self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None

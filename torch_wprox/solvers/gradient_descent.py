@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from torch_wprox.arguments import checked_number
 from torch_wprox.objective import BudgetExhausted, Evaluation, Objective
 from torch_wprox.report import Status
 from torch_wprox.solvers.stopping import Stopping
@@ -39,12 +41,14 @@ class GradientDescent:
     name = "gd"
 
     def __post_init__(self) -> None:
-        if not self.step > 0:
-            raise ValueError(f"step must be > 0 (in units of m gamma), got {self.step!r}")
-        if not self.growth >= 1:
-            raise ValueError(f"growth must be >= 1, got {self.growth!r}")
-        if not 0 < self.decrease < 1:
-            raise ValueError(f"decrease must be between 0 and 1, got {self.decrease!r}")
+        checked_number(
+            "step",
+            self.step,
+            "a finite number > 0 (in units of m gamma)",
+            lambda s: 0 < s < math.inf,
+        )
+        checked_number("growth", self.growth, "a finite number >= 1", lambda g: 1 <= g < math.inf)
+        checked_number("decrease", self.decrease, "between 0 and 1", lambda c: 0 < c < 1)
 
     def minimize(
         self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None

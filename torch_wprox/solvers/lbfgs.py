@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch_wprox.arguments import checked_count
 from torch_wprox.objective import BudgetExhausted, Objective
 from torch_wprox.report import Status
 from torch_wprox.solvers.bfgs import first_step
 from torch_wprox.solvers.curvature_pairs import CurvaturePairs, Pairs
-from torch_wprox.solvers.line_search import WeakWolfe, first_trial
+from torch_wprox.solvers.line_search import WeakWolfe, checked_search, first_trial
 from torch_wprox.solvers.stopping import Stagnation, Stopping
 
 
@@ -23,7 +24,8 @@ class LBFGS:
         line_search: The weak Wolfe search.
 
     Raises:
-        ValueError: history < 1.
+        TypeError: ``line_search`` has no ``search``.
+        ValueError: ``history`` is no integer >= 1.
 
     Source: Byrd, Nocedal & Schnabel 1994 (compact form); Lewis & Overton 2013 (line search).
     """
@@ -34,8 +36,9 @@ class LBFGS:
     name = "lbfgs"
 
     def __post_init__(self) -> None:
-        if self.history is not None and self.history < 1:
-            raise ValueError(f"history must be >= 1 or None, got {self.history!r}")
+        if self.history is not None:
+            checked_count("history", self.history)
+        checked_search(self.line_search)
 
     def minimize(
         self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from torch_wprox.arguments import checked_count, checked_number
 from torch_wprox.objective import Evaluation, Objective
 
 # A trial that was too far leaves a bracket; the next one lies between these fractions of it.
@@ -45,13 +47,14 @@ class WeakWolfe:
     max_trials: int = 40
 
     def __post_init__(self) -> None:
+        for option in ("decrease", "curvature"):
+            checked_number(option, getattr(self, option), "in (0, 1)", lambda c: 0 < c < 1)
         if not 0 < self.decrease < self.curvature < 1:
             raise ValueError(
                 "decrease and curvature must satisfy 0 < decrease < curvature < 1, got "
                 f"{self.decrease!r} and {self.curvature!r}"
             )
-        if self.max_trials < 1:
-            raise ValueError(f"max_trials must be >= 1, got {self.max_trials!r}")
+        checked_count("max_trials", self.max_trials)
 
     def search(
         self, objective: Objective, start: Evaluation, direction: Tensor, first: float = 1.0
@@ -86,6 +89,19 @@ class WeakWolfe:
                 break
             t = (low + high) / 2 if high < float("inf") else 2 * t
         return found, low
+
+
+def checked_search(search: Any) -> None:
+    """Refuse a line search that cannot search.
+
+    Raises:
+        TypeError: It has no method ``search``.
+    """
+    if isinstance(search, type) or not callable(getattr(search, "search", None)):
+        raise TypeError(
+            f"line_search must be an object with a method search, such as WeakWolfe(), got "
+            f"{search!r}"
+        )
 
 
 def first_trial(last: float) -> float:

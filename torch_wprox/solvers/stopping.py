@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
+from torch_wprox.arguments import checked_number
 from torch_wprox.objective import Evaluation, Objective
 from torch_wprox.report import Status
 
@@ -22,17 +24,22 @@ class Stopping:
             convergence (Solodov & Svaiter 1999, for rho < 1).
 
     Raises:
-        ValueError: A tolerance is negative.
+        TypeError: A tolerance is no number.
+        ValueError: A tolerance is out of range.
     """
 
     tolerance_grad: float = 1e-7
     inexact: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.tolerance_grad >= 0:
-            raise ValueError(f"tolerance_grad must be >= 0, got {self.tolerance_grad!r}")
-        if self.inexact is not None and not 0 <= self.inexact < 1:
-            raise ValueError(f"inexact must be in [0, 1) or None, got {self.inexact!r}")
+        checked_number(
+            "tolerance_grad",
+            self.tolerance_grad,
+            "a finite number >= 0",
+            lambda t: 0 <= t < math.inf,
+        )
+        if self.inexact is not None:
+            checked_number("inexact", self.inexact, "in [0, 1) or None", lambda rho: 0 <= rho < 1)
 
     def check(self, objective: Objective, evaluation: Evaluation) -> Status | None:
         """Return why the loop may end at ``evaluation``, or None if it must go on."""
