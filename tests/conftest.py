@@ -29,18 +29,25 @@ def sinus_layer(m: int = 50, seed: int = 0, scale: float = 1e-2) -> MeanFieldLay
     return layer
 
 
-def closure_of(
-    model: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
+def closure_for(
+    optimizer: torch.optim.Optimizer, loss_of: Callable[[], Tensor]
 ) -> Callable[[], Tensor]:
-    """The closure of a mean squared error."""
+    """The closure of a loss, as torch.optim.LBFGS wants it."""
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = (model(x) - y).square().mean()
+        loss = loss_of()
         loss.backward()
         return loss
 
     return closure
+
+
+def closure_of(
+    model: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
+) -> Callable[[], Tensor]:
+    """The closure of a mean squared error."""
+    return closure_for(optimizer, lambda: (model(x) - y).square().mean())
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import closure_for
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx
 from torch_wprox.recording import TrajectoryRecorder
 from torch_wprox.report import numbers_of
@@ -12,12 +13,7 @@ from torch_wprox.report import numbers_of
 def trained(recorder, model, optimizer, steps):
     x = torch.linspace(-1, 1, 5)[:, None]
 
-    def closure():
-        optimizer.zero_grad()
-        loss = (model(x) - x.sin()).square().mean()
-        loss.backward()
-        return loss
-
+    closure = closure_for(optimizer, lambda: (model(x) - x.sin()).square().mean())
     recorder.record()
     for _ in range(steps):
         optimizer.step(closure)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from conftest import sinus_layer
+from conftest import closure_for, sinus_layer
 from torch_wprox import FrobeniusProx, Sinkhorn, Sliced, WassersteinProx
 from torch_wprox.distances import base
 from torch_wprox.distances.emd.assignment import Assignment
@@ -73,12 +73,7 @@ def train(
     """Take steps; return per step the first loss returned and the report's numbers."""
     rows = []
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = (model(x) - y).square().mean()
-        loss.backward()
-        return loss
-
+    closure = closure_for(optimizer, lambda: (model(x) - y).square().mean())
     for _ in range(steps):
         local = closure().detach()  # what this rank sees at the anchor
         optimizer.zero_grad()

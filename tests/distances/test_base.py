@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import closure_for
 from torch_wprox import WassersteinProx
 from torch_wprox.closure.ranks import Agree, alone
 from torch_wprox.distances import AnchoredDistance, Distance, DistanceValue
@@ -67,12 +68,7 @@ def test_a_distance_with_one_method_and_one_without_a_base_class_solve_the_prox(
     w = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
     opt = WassersteinProx([w], gamma=0.5, distance=distance)
 
-    def closure() -> Tensor:
-        opt.zero_grad()
-        loss = w.square().sum() / (2 * len(w))
-        loss.backward()
-        return loss
-
+    closure = closure_for(opt, lambda: w.square().sum() / (2 * len(w)))
     opt.step(closure)
     torch.testing.assert_close(w.detach(), torch.full_like(w, 3 / 3.5), rtol=1e-6, atol=0.0)
     assert opt.report is not None

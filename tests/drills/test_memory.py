@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import sinus_layer
+from conftest import closure_for, sinus_layer
 from torch_wprox import FrobeniusProx, WassersteinProx
 
 FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
@@ -99,12 +99,7 @@ def test_ten_thousand_steps_do_not_grow(optimizer: type, solver: str, minibatche
         noise = torch.randn(6, 1, generator=generator, dtype=torch.float64)
         y = torch.sin(10 * x) + minibatches * noise
 
-        def closure() -> Tensor:
-            opt.zero_grad()
-            loss = (layer(x) - y).square().mean()
-            loss.backward()
-            return loss
-
+        closure = closure_for(opt, lambda: (layer(x) - y).square().mean())
         opt.step(closure)
 
     for _ in range(2_000):  # allocator, caches and imports settle

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conftest import closure_for
 from torch_wprox import WassersteinProx, particle_groups
 
 pytestmark = pytest.mark.slow  # in all: too long for `make quick`
@@ -39,12 +40,7 @@ class Reader(nn.Module):
 def step_once(
     model: nn.Module, opt: WassersteinProx, loss_of: Callable[[nn.Module], Tensor], steps: int = 1
 ) -> list[float]:
-    def closure() -> Tensor:
-        opt.zero_grad()
-        loss = loss_of(model)
-        loss.backward()
-        return loss
-
+    closure = closure_for(opt, lambda: loss_of(model))
     losses = []
     for _ in range(steps):
         opt.step(closure)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from conftest import closure_of, sinus_data, sinus_layer
+from conftest import closure_for, closure_of, sinus_data, sinus_layer
 from torch_wprox import FrobeniusProx, Sinkhorn, WassersteinProx
 
 pytestmark = pytest.mark.slow
@@ -105,12 +105,7 @@ def test_a_step_in_bfloat16_is_the_float32_step_rounded(optimizer: type) -> None
     start = w.detach().float()
     opt = optimizer([w], gamma=1.0)
 
-    def closure() -> Tensor:
-        opt.zero_grad()
-        loss = w.float().square().sum() / 2
-        loss.backward()
-        return loss
-
+    closure = closure_for(opt, lambda: w.float().square().sum() / 2)
     with pytest.warns(UserWarning, match="bf16-mixed"):
         opt.step(closure)
     # |V| is found to the rounding of the gradient, eps/2; storing it costs as much again.
@@ -198,12 +193,7 @@ def test_float64_weights_are_moved_in_float64(optimizer: type) -> None:
     w = nn.Parameter(torch.randn(3, 2, dtype=torch.float64))
     start, opt = w.detach().clone(), optimizer([w], gamma=1.0, tolerance_grad=1e-13)
 
-    def closure() -> Tensor:
-        opt.zero_grad()
-        loss = w.square().sum() / 2
-        loss.backward()
-        return loss
-
+    closure = closure_for(opt, lambda: w.square().sum() / 2)
     opt.step(closure)
     assert torch.allclose(w, start / 4, rtol=1e-12, atol=0)
 
@@ -213,12 +203,7 @@ def test_a_group_of_mixed_types_computes_in_the_widest() -> None:
     b = nn.Parameter(torch.ones(2, dtype=torch.float32))
     opt = FrobeniusProx([a, b], gamma=1.0, tolerance_grad=1e-13)
 
-    def closure() -> Tensor:
-        opt.zero_grad()
-        loss = (a.square().sum() + b.double().square().sum()) / 2
-        loss.backward()
-        return loss
-
+    closure = closure_for(opt, lambda: (a.square().sum() + b.double().square().sum()) / 2)
     opt.step(closure)
     assert torch.allclose(a, torch.full_like(a, 0.5), rtol=1e-9)
     assert torch.allclose(b, torch.full_like(b, 0.5), rtol=1e-6)

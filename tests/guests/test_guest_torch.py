@@ -15,20 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import closure_of, sinus_data, sinus_layer
+from conftest import closure_for, closure_of, sinus_data, sinus_layer
 from torch_wprox import FrobeniusProx, Status, WassersteinProx
 
 BOTH = [WassersteinProx, FrobeniusProx]
 
 
 def quadratic(w: nn.Parameter, opt: torch.optim.Optimizer) -> Callable[[], Tensor]:
-    def closure() -> Tensor:
-        opt.zero_grad()
-        loss = w.square().sum() / 2
-        loss.backward()
-        return loss
-
-    return closure
+    return closure_for(opt, lambda: w.square().sum() / 2)
 
 
 def parameter(m: int = 3, D: int = 2, **kwargs: Any) -> nn.Parameter:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
+from conftest import closure_for
 from torch_wprox import FrobeniusProx, WassersteinProx
 
 pytest.importorskip("expecttest")  # the internal module below needs it
@@ -112,13 +113,7 @@ def regression(dtype: torch.dtype = torch.float32) -> tuple[nn.Parameter, nn.Par
 
 
 def closure_of(opt: Any, weight: Tensor, bias: Tensor, inpt: Tensor) -> Callable[[], Tensor]:
-    def closure() -> Tensor:
-        opt.zero_grad()
-        loss = (weight.mv(inpt) + bias).abs().pow(2).sum()
-        loss.backward()
-        return loss
-
-    return closure
+    return closure_for(opt, lambda: (weight.mv(inpt) + bias).abs().pow(2).sum())
 
 
 @pytest.mark.parametrize(("info", "error_input"), ERRORS)
@@ -185,12 +180,7 @@ def test_weight_decay_of_a_group_shrinks_it_alone(info: Any) -> None:
     a, b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     opt = info.optim_cls([{"params": [a], "weight_decay": 0.5}, {"params": [b]}], gamma=1.0)
 
-    def closure() -> Tensor:
-        opt.zero_grad()
-        loss = 0.0 * (a.sum() + b.sum())
-        loss.backward()
-        return loss
-
+    closure = closure_for(opt, lambda: 0.0 * (a.sum() + b.sum()))
     opt.step(closure)
     assert torch.allclose(a, torch.full_like(a, 1 / 1.5))
     assert torch.equal(b, torch.ones(3))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from conftest import closure_for
 from torch_wprox.layers.mean_field import MeanFieldLayer
 from torch_wprox.layers.parameterizations import PARAMETERIZATIONS
 from torch_wprox.optim.optimizers import FrobeniusProx, WassersteinProx
@@ -236,13 +237,7 @@ def balance(particles):
 
 
 def closure_of(opt, layer):
-    def closure():
-        opt.zero_grad()
-        loss = loss_of(layer)
-        loss.backward()
-        return loss
-
-    return closure
+    return closure_for(opt, lambda: loss_of(layer))
 
 
 @pytest.mark.parametrize("lr", [1.0, 0.1])

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from conftest import closure_for
 from torch_wprox import FrobeniusProx, MeanFieldLayer, Status, WassersteinProx
 from torch_wprox.optim import catalog
 from torch_wprox.particles.layouts import views_of_group
@@ -79,13 +80,7 @@ def loss_of(layer, x, y):
 
 
 def closure_of(opt, layer, x, y):
-    def closure():
-        opt.zero_grad()
-        loss = loss_of(layer, x, y)
-        loss.backward()
-        return loss
-
-    return closure
+    return closure_for(opt, lambda: loss_of(layer, x, y))
 
 
 @over(EVERYTHING)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from conftest import closure_of, sinus_data, sinus_layer
+from conftest import closure_for, closure_of, sinus_data, sinus_layer
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx
 
 BOTH = [WassersteinProx, FrobeniusProx]
@@ -138,12 +138,7 @@ def test_each_group_has_its_own_gamma_and_its_own_decay() -> None:
         [{"params": [a], "gamma": 0.5}, {"params": [b], "weight_decay": 3.0}], gamma=2.0
     )
 
-    def closure() -> Tensor:
-        opt.zero_grad()
-        loss = a.square().sum() / 2 + b.square().sum() / 2
-        loss.backward()
-        return loss
-
+    closure = closure_for(opt, lambda: a.square().sum() / 2 + b.square().sum() / 2)
     for _ in range(3):
         opt.step(closure)
     assert torch.allclose(a, torch.full_like(a, (1 / 1.5) ** 3), atol=1e-6)

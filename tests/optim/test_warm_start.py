@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import closure_of, sinus_data, sinus_layer
+from conftest import closure_for, closure_of, sinus_data, sinus_layer
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx
 from torch_wprox.optim import warm_start
 from torch_wprox.solvers.curvature_pairs import CurvaturePairs
@@ -96,12 +96,7 @@ def test_carrying_over_saves_evaluations_on_a_full_batch() -> None:
 
 
 def minibatch_step(opt, layer, x, y):
-    def closure():
-        opt.zero_grad()
-        loss = (layer(x) - y).square().mean()
-        loss.backward()
-        return loss
-
+    closure = closure_for(opt, lambda: (layer(x) - y).square().mean())
     opt.step(closure)
     return opt.report
 
@@ -122,12 +117,7 @@ def test_the_learnt_length_is_that_of_barzilai_and_borwein():
     p = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
     opt = FrobeniusProx([p], gamma=0.3, max_eval=5)
 
-    def closure():
-        opt.zero_grad()
-        loss = 2.0 * p.square().sum()
-        loss.backward()
-        return loss
-
+    closure = closure_for(opt, lambda: 2.0 * p.square().sum())
     opt.step(closure)
     assert opt.state_dict()["prox"]["length"] == pytest.approx(0.25, rel=1e-12)
 
@@ -136,12 +126,7 @@ def test_a_step_whose_trials_were_all_too_long_leaves_a_shorter_length():
     p = torch.nn.Parameter(torch.tensor([1e-3], dtype=torch.float64))
     opt = FrobeniusProx([p], gamma=1e9, max_eval=3, solver="gd")
 
-    def closure():
-        opt.zero_grad()
-        loss = 1e6 * p.square().sum()
-        loss.backward()
-        return loss
-
+    closure = closure_for(opt, lambda: 1e6 * p.square().sum())
     lengths = []
     for _ in range(3):
         opt.step(closure)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from conftest import closure_for
 from torch_wprox import FrobeniusProx, WassersteinProx
 from torch_wprox.layers.mean_field import MeanFieldLayer
 from torch_wprox.particles.layouts import layout_of, particle_groups, views_of_group
@@ -537,12 +538,7 @@ def test_any_torch_optimizer_takes_the_groups():
 def step_on(model, opt):
     x = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)
 
-    def closure():
-        opt.zero_grad()
-        loss = (model(x) - x.sum(dim=1, keepdim=True)).square().mean()
-        loss.backward()
-        return loss
-
+    closure = closure_for(opt, lambda: (model(x) - x.sum(dim=1, keepdim=True)).square().mean())
     return opt.step(closure)
 
 

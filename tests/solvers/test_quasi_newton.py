@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import closure_of, sinus_data, sinus_layer
+from conftest import closure_for, closure_of, sinus_data, sinus_layer
 from torch_wprox import FrobeniusProx, Status, WassersteinProx, prox
 from torch_wprox.solvers import BFGS, LBFGS, WeakWolfe
 from torch_wprox.solvers.bfgs import updated
@@ -161,11 +161,6 @@ def test_fewer_pairs_are_kept_of_long_vectors() -> None:
     opt = FrobeniusProx([p], gamma=1.0, solver="lbfgs", max_eval=40, tolerance_grad=0.0)
     slopes = torch.linspace(1.0, 100.0, 200_000)
 
-    def closure() -> torch.Tensor:
-        opt.zero_grad()
-        loss = (slopes * (p - 1).square()).sum()
-        loss.backward()
-        return loss
-
+    closure = closure_for(opt, lambda: (slopes * (p - 1).square()).sum())
     opt.step(closure)
     assert len(opt.state_dict()["prox"]["carried"]["memory"]["steps"]) == 10
