@@ -106,6 +106,16 @@ def relax(
         relaxed = conditional_gradient(
             problem, respond, inner, model, relearn, atoms, tolerance=tolerance, max_iter=max_iter
         )
+    if model.is_exact and not model.agrees(relaxed.output, *risk(relaxed.output), precision):
+        return relax(
+            problem,
+            risk,
+            tolerance=tolerance,
+            max_iter=max_iter,
+            precision=precision,
+            exact_cells=exact_cells,
+            may_be_quadratic=False,
+        )
     below, bound = _settled(problem, respond, risk, model, relaxed, precision)
     highest = min(relaxed.value, model.value + problem.price(start))
     size = abs(model.value) + problem.stiffness * float(problem.anchors.square().sum())

@@ -35,10 +35,14 @@ def simplex_qp(Q: Array, c: Array, start: Array | None = None, *, max_iter: int 
     else:
         w = np.array(start, dtype=float)
     face = w > 0
+    if not (np.isfinite(Q).all() and np.isfinite(c).all()):
+        return _lowest(Q, c, w, start)
     scale = max(float(np.abs(np.diag(Q)).max()), float(np.abs(c).max()), 1e-300)
     ridge = 1e-14 * max(float(np.abs(np.diag(Q)).max()), 1e-300)
     for _ in range(max_iter):
         step, is_face_minimum = _face_direction(Q, c, w, face, ridge), True
+        if not np.isfinite(step).all():
+            break
         shrinking = step < 0
         if shrinking.any():
             ratios = np.where(shrinking, w / np.where(shrinking, -step, 1.0), np.inf)
@@ -58,9 +62,35 @@ def simplex_qp(Q: Array, c: Array, start: Array | None = None, *, max_iter: int 
         if slope[enter] >= level - 1e-13 * scale:
             break
         face[enter] = True
-    w = np.clip(w, 0.0, None)
-    total: Array = w / w.sum()
-    return total
+    return _lowest(Q, c, w, start)
+
+
+def _lowest(Q: Array, c: Array, w: Array, start: Array | None) -> Array:
+    """Return the lowest of w, the start and all vertices.
+
+    Where numbers of very different size meet, as 1e20 in a nearly unbounded atom, the equations of
+    a face have no digits left, and w is worse than what it came from, or no number at all.
+    """
+    candidates = [np.clip(w, 0.0, None)]
+    if start is not None:
+        candidates.append(np.array(start, dtype=float))
+    vertices = 0.5 * np.diag(Q) + c
+    vertex = np.zeros(len(c))
+    vertex[np.argmin(np.where(np.isfinite(vertices), vertices, np.inf))] = 1.0
+    candidates.append(vertex)
+    lowest, found = np.inf, vertex
+    for candidate in candidates:
+        total = float(candidate.sum())
+        if not (np.isfinite(total) and total > 0):
+            continue
+        weights = candidate / total
+        used = weights > 0  # an atom without weight may be of any size
+        value = float(
+            0.5 * weights[used] @ Q[np.ix_(used, used)] @ weights[used] + c[used] @ weights[used]
+        )
+        if value < lowest:
+            lowest, found = value, weights
+    return found
 
 
 def _face_direction(Q: Array, c: Array, w: Array, face: NDArray[np.bool_], ridge: float) -> Array:
@@ -85,5 +115,7 @@ def _face_direction(Q: Array, c: Array, w: Array, face: NDArray[np.bool_], ridge
     except np.linalg.LinAlgError:
         solution = np.linalg.lstsq(kkt, right, rcond=None)[0]
     step: Array = np.zeros(len(w))
+    if not np.isfinite(solution).all():
+        return np.full(len(w), np.nan)
     step[rows] = solution[:size] - solution[:size].mean()  # exactly on the hull
     return step
