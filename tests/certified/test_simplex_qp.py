@@ -1,4 +1,4 @@
-"""The master problem of the atoms: feasible and never worse than its start, whatever the numbers."""
+"""The master problem of the atoms: feasible and not above its start, whatever the numbers are."""
 
 from __future__ import annotations
 
