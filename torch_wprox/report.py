@@ -12,7 +12,12 @@ from torch import Tensor
 
 
 class Status(StrEnum):
-    """Why the inner solver of a step ended."""
+    """Why the inner solver of a step ended.
+
+    Example:
+        >>> Status.CONVERGED == "converged"
+        True
+    """
 
     CONVERGED = "converged"
     """The residual fell below ``tolerance_grad`` times its first value."""
@@ -75,6 +80,10 @@ class TransportCounts:
         repaired: Problems of larger classes solved, from prices known.
         solved: Problems of small classes solved directly.
         refined: Assignments improved by exchanges: good ones for trial points, not proved optimal.
+
+    Example:
+        >>> TransportCounts(certified=8, repaired=1) + TransportCounts(certified=2)
+        TransportCounts(certified=10, repaired=1, solved=0, refined=0)
     """
 
     certified: int = 0
@@ -98,6 +107,9 @@ class Bound:
     Attributes:
         lower_bound: The bound.
         certified: True if it is proved (exact best responses), False if it is an estimate.
+
+    Example:
+        >>> bound = Bound(lower_bound=0.25, certified=False)  # an estimate
     """
 
     lower_bound: float
@@ -270,6 +282,19 @@ class JKOReport:
         mean_displacement: sum_j q_j |E[x | y_j] - y_j|: how far the plan moves a unit of mass.
         epsilon: Entropic regularisation of the step.
         tau: 2 gamma.
+
+    Example:
+        >>> import torch, torch_wprox
+        >>> layer = torch_wprox.GridLayer([torch.linspace(-1.0, 1.0, 3)] * 2, dtype=torch.float64)
+        >>> opt = torch_wprox.EntropicJKO(layer, gamma=1.0, epsilon=2.0)
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (layer(torch.ones(1, 1, dtype=torch.float64)) - 1).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = opt.step(closure)
+        >>> opt.report.loss_after < opt.report.loss_before
+        True
     """
 
     status: Status

@@ -26,6 +26,12 @@ class _AnchoredFrobenius(AnchoredDistance):
 class Frobenius(Distance):
     """Mean squared distance particle by particle: d(V, W) = (1/m) sum_i |V_i - W_i|^2.
 
+    Example:
+        >>> import torch
+        >>> W = torch.tensor([[0.0], [1.0]])
+        >>> Frobenius().anchored(W, None).evaluate(W.flip(0)).value  # both particles moved by 1
+        tensor(1.)
+
     Source: the note (Mercklé 2024), equation (15).
     """
 

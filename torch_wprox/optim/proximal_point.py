@@ -45,6 +45,11 @@ class ProximalPoint(ClosureOptimizer[StepReport]):
 
     Attributes:
         report: The :class:`~torch_wprox.StepReport` of the last step, None before the first.
+
+    Example:
+        >>> import torch, torch_wprox
+        >>> issubclass(torch_wprox.WassersteinProx, ProximalPoint)
+        True
     """
 
     _section = "prox"

@@ -122,6 +122,12 @@ def plot_curves(
         xlabel: Of the horizontal axis.
         ylabel: Of the vertical axis.
         log: Whether the vertical axis is logarithmic.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("agg")
+        >>> ax = plot_curves({"error": ([1, 2, 3], [0.1, 0.01, 0.001])}, xlabel="step")
+        >>> ax.get_xlabel(), ax.get_yscale()
+        ('step', 'log')
     """
     ax = axes_or_new(ax)
     lines = ("-", "--", "-.", ":")
@@ -152,6 +158,13 @@ def plot_bands(
         ylabel: Of the vertical axis.
         log: Which axes are logarithmic: "", "x", "y" or "xy".
         marker: Of the medians, as in matplotlib.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("agg")
+        >>> runs = [[1.0, 0.5], [1.0, 0.25], [1.0, 0.125]]  # three runs of two steps
+        >>> ax = plot_bands({"prox": (range(2), runs)}, xlabel="step", ylabel="loss")
+        >>> ax.lines[0].get_ydata().tolist()
+        [1.0, 0.25]
     """
     import numpy as np
 
@@ -199,6 +212,14 @@ def plot_certificates(
 
     Raises:
         ValueError: A report has no lower bound.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("agg")
+        >>> from torch_wprox import Certificate
+        >>> found = [Certificate(2.0, 1.0, True, 9), Certificate(1.5, 1.2, True, 9)]
+        >>> ax = plot_certificates({"prox": ([1, 2], found)})
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['prox', 'to the proved bound']
     """
     ax = axes_or_new(ax)
     markers, kinds = ("o", "s", "^", "v"), set()

@@ -21,7 +21,16 @@ GREY = "#999999"
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Give all figures one look; a context manager around making and saving them."""
+    """Give all figures one look; a context manager around making and saving them.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("agg")
+        >>> from matplotlib import pyplot
+        >>> with style():
+        ...     ax = pyplot.figure().add_subplot()
+        >>> ax.spines["top"].get_visible()
+        False
+    """
     import matplotlib
     from cycler import cycler
 
@@ -63,6 +72,15 @@ def legend_above(ax: Axes, *, columns: int, handles: Sequence[Any] | None = None
         ax: The axes.
         columns: Of the legend.
         handles: What it names; None: all that has a label.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("agg")
+        >>> from matplotlib import pyplot
+        >>> ax = pyplot.figure().add_subplot()
+        >>> line = ax.plot([0, 1], label="loss")
+        >>> legend_above(ax, columns=1)
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['loss']
     """
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
     corner = (0.0, 1.0)

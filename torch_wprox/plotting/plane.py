@@ -70,6 +70,13 @@ def plot_inactive(ax: Axes, inputs: Tensor, label: str = "activates no data") ->
         ax: Where to draw; its limits are taken as they are.
         inputs: Data, as for :func:`inactive_cone`.
         label: For the legend.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("agg")
+        >>> from matplotlib import pyplot
+        >>> ax = pyplot.figure().add_subplot()
+        >>> len(plot_inactive(ax, torch.tensor([-1.0, 1.0])).patches)
+        1
     """
     rays = inactive_cone(inputs)
     limits = ax.get_xlim(), ax.get_ylim()
@@ -92,6 +99,13 @@ def plot_rays(
         color: Of the rays.
         line: Their line style.
         label: For the legend, once.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("agg")
+        >>> from matplotlib import pyplot
+        >>> ax = pyplot.figure().add_subplot()
+        >>> len(plot_rays(ax, torch.tensor([[1.0, 1.0], [0.0, 1.0]])).lines)
+        2
     """
     limits = ax.get_xlim(), ax.get_ylim()
     far = 4.0 * max(abs(end) for pair in limits for end in pair)
@@ -111,6 +125,13 @@ def plot_arrows(ax: Axes, start: Tensor, arrows: Tensor, color: str, label: str 
         arrows: From there, (k, 2).
         color: Of the arrows.
         label: For the legend.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("agg")
+        >>> from matplotlib import pyplot
+        >>> ax = pyplot.figure().add_subplot()
+        >>> len(plot_arrows(ax, torch.zeros(3, 2), torch.ones(3, 2), "black").collections)
+        1
     """
     tails, tips = start.detach().cpu().numpy(), arrows.detach().cpu().numpy()
     how: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.004}
@@ -119,7 +140,7 @@ def plot_arrows(ax: Axes, start: Tensor, arrows: Tensor, color: str, label: str 
 
 
 def evenly_along(way: Tensor, k: int) -> Tensor:
-    """Return the indices (k,) of points of a way (T, D) that are spread evenly over its length.
+    """Return the indices (k,) of points spread evenly over the length of a trajectory (T, D).
 
     Example:
         >>> evenly_along(torch.tensor([[0.0], [1.0], [1.1], [3.0], [4.0]]), 2)
@@ -133,14 +154,21 @@ def evenly_along(way: Tensor, k: int) -> Tensor:
 def plot_ways(
     ax: Axes, ways: Tensor, color: str = PALETTE[6], label: str = "", line: str = "-"
 ) -> Axes:
-    """Draw the ways of some neurons again, thick, so that they stand out.
+    """Draw the trajectories of some neurons again, thick, to make them stand out.
 
     Args:
         ax: Where to draw.
         ways: (T, k, 2).
-        color: Of the ways.
+        color: Of the trajectories.
         label: For the legend, once.
         line: Their line style.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("agg")
+        >>> from matplotlib import pyplot
+        >>> ax = pyplot.figure().add_subplot()
+        >>> len(plot_ways(ax, torch.randn(5, 3, 2)).lines)
+        3
     """
     for index, way in enumerate(ways.detach().cpu().transpose(0, 1)):
         name = "_nolegend_" if index or not label else label
@@ -171,6 +199,15 @@ def animate_trajectories(
 
     Raises:
         ValueError: ``ways`` is empty or ``between`` < 1.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("agg")
+        >>> from matplotlib import pyplot
+        >>> film = animate_trajectories({"prox": torch.randn(3, 4, 2)}, torch.ones(4), between=2)
+        >>> len(list(film.new_frame_seq()))
+        5
+        >>> film._draw_was_started = True  # nothing is saved here
+        >>> pyplot.close("all")
     """
     if not ways or between < 1:
         raise ValueError(f"need a descent and between >= 1, got {len(ways)} and {between!r}")

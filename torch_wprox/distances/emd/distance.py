@@ -60,6 +60,13 @@ class EMD(Distance):
     """Squared 2-Wasserstein distance by exact assignment.
 
     d(V, W) = min_sigma (1/m) sum_i |V_i - W_sigma(i)|^2 over the permutations inside the classes.
+
+    Example:
+        >>> import torch
+        >>> W = torch.tensor([[0.0], [1.0]])
+        >>> EMD().anchored(W, None).evaluate(W.flip(0)).value  # the same cloud: nothing moved
+        tensor(0.)
+
     Source: the note (Mercklé 2024), equation (22).
     """
 
