@@ -4,6 +4,7 @@ from torch_wprox.certified import Global, certify, certify_training
 from torch_wprox.distances import EMD, Frobenius, Sinkhorn, Sliced, wasserstein_sq
 from torch_wprox.jko import EntropicJKO
 from torch_wprox.layers import GridLayer, MeanFieldLayer
+from torch_wprox.maps import ConvexMap, MapFlow
 from torch_wprox.optim import FrobeniusProx, ProximalPoint, WassersteinProx, prox
 from torch_wprox.particles import particle_groups
 from torch_wprox.report import (
@@ -23,6 +24,7 @@ __all__ = [
     "LBFGS",
     "Bound",
     "Certificate",
+    "ConvexMap",
     "EntropicJKO",
     "FirstOrder",
     "Frobenius",
@@ -31,6 +33,7 @@ __all__ = [
     "GradientDescent",
     "GridLayer",
     "JKOReport",
+    "MapFlow",
     "MeanFieldLayer",
     "Progress",
     "ProximalPoint",

@@ -93,6 +93,8 @@ class Evaluation:
         loss: F(v), weight decay included.
         loss_grad: Gradient of F, weight decay included, (N,).
         residual: 2-norm of ``grad``.
+        monotone: Whether the identity is an optimal plan because the clouds moved by gradients of
+            convex functions.
     """
 
     point: Tensor
@@ -101,6 +103,7 @@ class Evaluation:
     loss: float
     loss_grad: Tensor
     residual: float
+    monotone: bool = False
 
     @property
     def is_finite(self) -> bool:
@@ -124,6 +127,7 @@ class Objective:
 
     Attributes:
         function: F, as given.
+        agree: As given.
         start: The evaluation at the anchor.
         begin: Where a solver begins: the start, or the best point with its assignment renewed.
         best: The lowest finite evaluation so far; the step returns it.
@@ -151,7 +155,7 @@ class Objective:
         self.evaluations_left = budget
         self.curvature = min(block.curvature for block in blocks)
         self.function = loss_and_grad
-        self._agree = agree
+        self.agree = agree
         self._rounding = 8 * torch.finfo(anchor.dtype).eps
         # Squares of smaller numbers lose digits, or all of them.
         self._least_norm = torch.finfo(anchor.dtype).tiny ** 0.5 / torch.finfo(anchor.dtype).eps
@@ -164,7 +168,7 @@ class Objective:
     @property
     def is_alone(self) -> bool:
         """Whether no other rank takes the same step."""
-        return self._agree is alone
+        return self.agree is alone
 
     @property
     def anchor(self) -> Tensor:
@@ -188,13 +192,22 @@ class Objective:
             return v
         return joined([b.project(b.of(v)).reshape(-1) for b in self.blocks])
 
-    def evaluate(self, v: Tensor, *, settled: bool = False, final: bool = False) -> Evaluation:
+    def evaluate(
+        self,
+        v: Tensor,
+        *,
+        settled: bool = False,
+        final: bool = False,
+        monotone: bool = False,
+    ) -> Evaluation:
         """Evaluate P at ``v`` (N,) by one run of the closure.
 
         Args:
             v: The point, (N,).
             settled: Whether the distances are those of fresh assignments, held ones being too long.
             final: Whether it is made even after the watch ended the step, for its answer.
+            monotone: Whether every class of a cloud is the image of its anchors under the gradient
+                of a convex function: then the identity is optimal, and nothing is assigned.
 
         Raises:
             BudgetExhausted: ``max_eval`` is used up, or the watch ended the step; nothing was
@@ -205,7 +218,9 @@ class Objective:
         self.count_evaluation()
         x = self.project(v)
         loss, grad = self.function(x)
-        evaluation = self._assess(v, x, loss, grad, settled=settled)
+        # A chart's projection of a gradient is no gradient.
+        monotone = monotone and not self._charted
+        evaluation = self._assess(v, x, loss, grad, settled=settled, monotone=monotone)
         self.last = evaluation
         if self._is_better(evaluation):
             self.best = evaluation
@@ -235,11 +250,11 @@ class Objective:
         A solver that converged while an assignment was held has minimised an upper bound of P.
         """
         assigns = any(b.distance.assignment is not None for b in self.blocks)
-        if self.evaluations_left < 2 or self.watch.has_ended or not assigns:
+        if self.best.monotone or self.evaluations_left < 2 or self.watch.has_ended or not assigns:
             return False
         x = self.project(self.best.point)
         distances = [b.distance.settle(b.of(x)).value.item() / (2 * b.gamma) for b in self.blocks]
-        value = self._agree(
+        value = self.agree(
             torch.tensor(self.best.loss + sum(distances), dtype=torch.float64)
         ).item()
         if value >= self.best.value or self.equals(value, self.best.value):
@@ -292,7 +307,14 @@ class Objective:
         return joined(parts)
 
     def _assess(
-        self, v: Tensor, x: Tensor, loss: Tensor, grad: Tensor, *, settled: bool = False
+        self,
+        v: Tensor,
+        x: Tensor,
+        loss: Tensor,
+        grad: Tensor,
+        *,
+        settled: bool = False,
+        monotone: bool = False,
     ) -> Evaluation:
         """Add decay and distances to the closure's loss and gradient at ``x = project(v)``."""
         # (weight, 0-d tensor): F is the sum of the first kind, P of both.
@@ -303,7 +325,10 @@ class Objective:
             if b.weight_decay:
                 g = g + b.weight_decay * V
                 loss_terms.append((0.5 * b.weight_decay, (V * V).sum()))
-            d = b.distance.settle(V) if settled else b.distance.evaluate(V)
+            if monotone:
+                d = b.distance.monotone(V)
+            else:
+                d = b.distance.settle(V) if settled else b.distance.evaluate(V)
             distance_terms.append((0.5 / b.gamma, d.value))
             p = torch.add(g, d.gradient, alpha=0.5 / b.gamma)
             if b.chart is not None:
@@ -313,7 +338,7 @@ class Objective:
             grad_parts.append(p.reshape(-1))
         loss_grad, full_grad = joined(loss_parts), joined(grad_parts)
         residual, total, value = self._numbers(full_grad, loss_terms, distance_terms)
-        return Evaluation(v, value, full_grad, total, loss_grad, residual)
+        return Evaluation(v, value, full_grad, total, loss_grad, residual, monotone)
 
     def _numbers(
         self,
@@ -328,11 +353,11 @@ class Objective:
             residual, *numbers = [t.item() for t in tensors]
         else:
             residual, *numbers = torch.stack([t.double() for t in tensors]).tolist()
-        if self._agree is not alone:
+        if self.agree is not alone:
             # Equal inputs give equal numbers on equal hardware only; one bit may end the loop of
             # one rank and leave the others waiting for it.
             local = torch.tensor([residual, *numbers], dtype=torch.float64)
-            residual, *numbers = self._agree(local).tolist()
+            residual, *numbers = self.agree(local).tolist()
         if not self._least_norm < residual < math.inf:
             residual = _scaled_norm(grad)
         products = [weight * n for (weight, _), n in zip(terms, numbers, strict=True)]

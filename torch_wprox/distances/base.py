@@ -44,6 +44,10 @@ class AnchoredDistance(ABC):
         """Return d(V, W) at the accepted ``V`` with nothing held back (an optimal assignment)."""
         return self.evaluate(V)
 
+    def monotone(self, V: Tensor) -> DistanceValue:
+        """Return d(V, W) where, in every class, ``V`` is a convex function's gradient at W."""
+        return self.evaluate(V)
+
     @property
     def is_quadratic(self) -> bool:
         """Whether d is |V - T|^2 / m, T = W_sigma, while the assignment in force stays."""

@@ -10,6 +10,7 @@ from torch_wprox.distances.emd.distance import EMD
 from torch_wprox.distances.frobenius import Frobenius
 from torch_wprox.distances.sinkhorn import Sinkhorn
 from torch_wprox.distances.sliced import Sliced
+from torch_wprox.maps.solver import ConvexMap
 from torch_wprox.solvers.auto import Auto
 from torch_wprox.solvers.base import Solver
 from torch_wprox.solvers.bfgs import BFGS
@@ -54,6 +55,7 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "bfgs": BFGS,
     "lbfgs": LBFGS,
     "global": Global,
+    "map": ConvexMap,
 }
 
 

@@ -47,7 +47,7 @@ def prox(
         W: Anchor, (m, D), floating point; each row has mass 1/m.
         gamma: Step size, >= 0 (0: no move).
         distance: "emd", "frobenius", "sinkhorn", "sliced", or an object with options.
-        solver: "auto", "gd", "adam", "bfgs", "lbfgs", or an object with options.
+        solver: "auto", "gd", "adam", "bfgs", "lbfgs", "map", or an object with options.
         classes: Integer labels (m,): only rows of equal label are exchangeable. None: all are.
         weight_decay: fn gets (weight_decay/2)|V|^2.
         max_eval: Evaluations of ``fn`` allowed.

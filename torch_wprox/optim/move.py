@@ -38,7 +38,8 @@ class Move:
 
     def measured(self) -> dict[str, Any]:
         """Return the fields of a step report that need an optimal assignment."""
-        blocks = [_measured(b, b.of(self.end), b.of(self.anchor)) for b in self.blocks]
+        monotone = self.accepted.monotone
+        blocks = [_measured(b, b.of(self.end), b.of(self.anchor), monotone) for b in self.blocks]
         clouds = [b for b in blocks if b.block.is_cloud]
         particles = sum(b.block.m for b in clouds)
         exact = all(b.wasserstein_sq is not None for b in blocks)
@@ -84,10 +85,10 @@ class _Measured:
     exchanged: int
 
 
-def _measured(block: Block, V: Tensor, W: Tensor) -> _Measured:
-    """Measure one block's move from ``W`` to ``V``, both (m, D)."""
+def _measured(block: Block, V: Tensor, W: Tensor, monotone: bool) -> _Measured:
+    """Measure one block's move from ``W`` to ``V``, both (m, D); ``monotone``: by a convex map."""
     frobenius_sq = mean_squared(V, W).value.item()
-    settled = block.distance.settle(V)
+    settled = block.distance.monotone(V) if monotone else block.distance.settle(V)
     found = _Measured(
         block=block,
         distance_sq=settled.value.item(),
@@ -99,6 +100,8 @@ def _measured(block: Block, V: Tensor, W: Tensor) -> _Measured:
     )
     if not block.is_cloud:
         return found
+    if monotone:
+        return replace(found, sigma=torch.arange(block.m))
     sigma = _optimal_assignment(block, V, W)
     if sigma is None:
         return replace(found, wasserstein_sq=None, sigma=block.distance.assignment)

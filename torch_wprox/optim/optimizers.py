@@ -31,7 +31,7 @@ class WassersteinProx(ProximalPoint):
             -m gamma grad F.
         lr: Another name of ``gamma`` for tools that pass it; ``gamma`` wins when both are given.
         distance: "emd" (exact), "sinkhorn", "sliced", or an object with options of its own.
-        solver: "auto", "gd", "adam", "bfgs", "lbfgs", "global", or an object with options.
+        solver: "auto", "gd", "adam", "bfgs", "lbfgs", "global", "map", or an object with options.
         classes: "sign": frozen output weights are exchanged only where they are equal; None: all
             are exchangeable, as in the note's first experiments; or integer labels (m,).
         weight_decay: F gets (weight_decay/2)|V|^2, in closed form inside the prox (implicit).
@@ -113,7 +113,7 @@ class FrobeniusProx(ProximalPoint):
         gamma: Step size, >= 0 (0: no move), 1 by default. As gamma -> 0 a cloud moves by
             -m gamma grad F.
         lr: Another name of ``gamma`` for tools that pass it; ``gamma`` wins when both are given.
-        solver: "auto", "gd", "adam", "bfgs", "lbfgs", "global", or an object with options.
+        solver: "auto", "gd", "adam", "bfgs", "lbfgs", "global", "map", or an object with options.
         weight_decay: F gets (weight_decay/2)|V|^2, in closed form inside the prox (implicit).
         max_eval: Closure evaluations allowed in one step, the first and the last included.
         tolerance_grad: Converged when |grad P| <= tolerance_grad |grad F(W)|.

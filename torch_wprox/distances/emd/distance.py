@@ -46,6 +46,11 @@ class _AnchoredEMD(AnchoredDistance):
     def settle(self, V: Tensor) -> DistanceValue:
         return mean_squared(V, self._under(self._transport.settle(V)))
 
+    def monotone(self, V: Tensor) -> DistanceValue:
+        # For V = grad psi(W) the prices p_j = psi(W_j) prove the identity optimal: s_ij >= 0 says
+        # that psi is convex.
+        return mean_squared(V, self._W)
+
     def _under(self, sigma: Tensor) -> Tensor:
         """Return W_sigma; the gather is skipped while the assignment stays."""
         sigma = self._agree(sigma)
