@@ -11,7 +11,6 @@ with a dense kernel (and f put in where the print forgets it).
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.memory import peak_kib
+from benchmarks.memory import in_a_child, peak_kib
 from torch_wprox import EntropicJKO, GridLayer
 
 F64 = torch.float64
@@ -149,25 +148,11 @@ def literal(
     }
 
 
-def _child(case: Case, pipe: Any) -> None:
+def with_memory(case: Case) -> dict[str, Any]:
     base = peak_kib()
     found = run(case)
     peak = peak_kib()
-    pipe.send({**found, "gib": peak / 2**20, "added_gib": (peak - base) / 2**20})
-
-
-def measured(case: Case) -> dict[str, Any]:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(case, there))
-    process.start()
-    there.close()
-    try:
-        found: dict[str, Any] = here.recv()
-    except EOFError:
-        found = {"status": "killed"}
-    process.join()
-    return found
+    return {**found, "gib": peak / 2**20, "added_gib": (peak - base) / 2**20}
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -186,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             "shape": case.shape,
             "samples": case.samples,
             "method": case.method,
-            **measured(case),
+            **(in_a_child(with_memory, case) or {"status": "killed"}),
         }
         rows.append(row)
         name = "x".join(map(str, case.shape))

@@ -15,7 +15,6 @@ it not O(m D), the ratio would grow with m. "emd" gives an upper bound above 20 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.memory import peak_kib
+from benchmarks.memory import in_a_child, peak_kib
 from torch_wprox.distances import sinkhorn
 from torch_wprox.optim.catalog import distance_named
 
@@ -84,24 +83,6 @@ def run(case: Case) -> dict[str, Any]:
     }
 
 
-def _child(case: Case, pipe: Any) -> None:
-    pipe.send(run(case))
-
-
-def measured(case: Case) -> dict[str, Any]:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(case, there))
-    process.start()
-    there.close()
-    try:
-        found: dict[str, Any] = here.recv()
-    except EOFError:
-        found = {}
-    process.join()
-    return found
-
-
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--fast", action="store_true", help="small clouds only")
@@ -111,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     print("| distance | m | anchor, s | evaluation, s | GiB added | in clouds | d | identity's d |")
     print("|" + "---|" * 8)
     for case in cases(args.fast, args.keops):
-        row = {"m": case.m, "distance": case.distance, **measured(case)}
+        row = {"m": case.m, "distance": case.distance, **(in_a_child(run, case) or {})}
         rows.append(row)
         name = f"{case.distance}, KeOps" if case.keops else case.distance
         if "value" not in row:
