@@ -18,6 +18,7 @@ from torch import Tensor
 from torch_wprox.closure.ranks import Agree, alone
 from torch_wprox.closure.watch import Watch
 from torch_wprox.distances.base import AnchoredDistance
+from torch_wprox.distances.quadratic import FlatQuadratic, Term
 from torch_wprox.particles.flat import joined
 from torch_wprox.report import Bound
 
@@ -160,6 +161,8 @@ class Objective:
         # Squares of smaller numbers lose digits, or all of them.
         self._least_norm = torch.finfo(anchor.dtype).tiny ** 0.5 / torch.finfo(anchor.dtype).eps
         self._charted = any(block.chart is not None for block in blocks)
+        self._quadratic = None if self._charted else _quadratic_of(blocks, anchor)
+        self._decays = any(block.weight_decay for block in blocks)
         self.start = self.begin = self._assess(anchor, anchor, loss, grad)
         self.best = self.start
         self._lowest = self.start.value
@@ -318,6 +321,10 @@ class Objective:
     ) -> Evaluation:
         """Add decay and distances to the closure's loss and gradient at ``x = project(v)``."""
         # (weight, 0-d tensor): F is the sum of the first kind, P of both.
+        if self._quadratic is not None and not self._decays and not monotone:
+            d_value, full_grad = self._quadratic.added(grad, x, settled=settled)
+            residual, total, value = self._numbers(full_grad, [(1.0, loss)], [(1.0, d_value)])
+            return Evaluation(v, value, full_grad, total, grad, residual)
         loss_terms, distance_terms = [(1.0, loss)], []
         loss_parts, grad_parts = [], []
         for b in self.blocks:
@@ -366,6 +373,13 @@ class Objective:
         if not (math.isfinite(value) and math.isfinite(residual)):
             value = math.inf
         return residual, loss, value
+
+
+def _quadratic_of(blocks: tuple[Block, ...], anchor: Tensor) -> FlatQuadratic | None:
+    """Return the distance term as one quadratic, None if a distance is none or has no target."""
+    if not all(b.distance.is_quadratic and hasattr(b.distance, "target") for b in blocks):
+        return None
+    return FlatQuadratic([Term(b.start, b.m, b.D, b.curvature, b.distance) for b in blocks], anchor)
 
 
 def _scaled_norm(grad: Tensor) -> float:

@@ -53,6 +53,17 @@ class AnchoredDistance(ABC):
         """Whether d is |V - T|^2 / m, T = W_sigma, while the assignment in force stays."""
         return False
 
+    def target(self, V: Tensor, *, settled: bool) -> Tensor:
+        """Return T (m, D) at ``V``, the same object while it stays, of a d that is quadratic.
+
+        An objective of such distances alone asks for their targets instead of their values.
+
+        Args:
+            V: (m, D).
+            settled: Whether T is that of :meth:`settle`, else that of :meth:`evaluate`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no target")
+
     @property
     def assignment(self) -> Tensor | None:
         """Sigma in force, (m,), None if the distance has none."""
@@ -107,10 +118,14 @@ class Stateless(Distance):
 _DOT_UP_TO = 10_000
 
 
+def squared_norm(flat: Tensor) -> Tensor:
+    """Return the sum of squares of a vector (N,), 0-d."""
+    # `dot` is one fast call, but adds up naively: float32 loses digits in millions of terms.
+    return torch.dot(flat, flat) if len(flat) <= _DOT_UP_TO else flat.square().sum()
+
+
 def mean_squared(V: Tensor, T: Tensor) -> DistanceValue:
     """Return (1/m) sum_i |V_i - T_i|^2 and its gradient (2/m)(V - T), both for (m, D)."""
     difference = V - T
-    flat = difference.view(-1)
-    # `dot` is one fast call, but adds up naively: float32 loses digits in millions of terms.
-    total = torch.dot(flat, flat) if len(flat) <= _DOT_UP_TO else flat.square().sum()
+    total = squared_norm(difference.view(-1))
     return DistanceValue(total / len(V), difference * (2.0 / len(V)))

@@ -13,9 +13,14 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
+def on_cpu(points: Tensor) -> Tensor:
+    """Return a (m, D) tensor, detached, as float64 on the CPU, without a copy where it is that."""
+    return points.detach().to("cpu", torch.float64)
+
+
 def as_float64(points: Tensor) -> Floats:
     """Return a (m, D) tensor as a float64 array on the CPU, without a copy where it is one."""
-    return points.detach().to("cpu", torch.float64).numpy()
+    return on_cpu(points).numpy()
 
 
 def centred(points: Floats) -> Floats:

@@ -21,6 +21,9 @@ class _AnchoredFrobenius(AnchoredDistance):
     def evaluate(self, V: Tensor) -> DistanceValue:
         return mean_squared(V, self._W)
 
+    def target(self, V: Tensor, *, settled: bool) -> Tensor:
+        return self._W
+
 
 @dataclass(frozen=True)
 class Frobenius(Distance):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_wprox.distances.clouds import as_float64, class_rows
+from torch_wprox.distances.clouds import class_rows, on_cpu
 from torch_wprox.distances.emd.exchangeable import Exchangeable, Held, Solved
 from torch_wprox.report import TransportCounts
 
@@ -38,13 +38,12 @@ class Assignment:
     """
 
     def __init__(self, W: Tensor, classes: Tensor | None) -> None:
-        points = as_float64(W)
+        points = on_cpu(W)
         self.sigma = torch.arange(len(points))
         self._parts: list[Exchangeable] = []
         for rows in class_rows(classes, len(points)):
-            members = points[rows]
-            kind = Solved if len(members) <= _SMALL else Held
-            self._parts.append(kind(members, rows))
+            size = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+            self._parts.append((Solved if size <= _SMALL else Held)(points, rows))
 
     @property
     def is_certified(self) -> bool:
@@ -58,21 +57,21 @@ class Assignment:
 
     def trial(self, V: Tensor) -> Tensor:
         """Return an assignment (m,) for a trial point V (m, D), optimal if :attr:`is_certified`."""
-        points = as_float64(V)
-        return self._with([part for part in self._parts if part.trial(points[part.rows])])
+        points = on_cpu(V)
+        return self._with([part for part in self._parts if part.trial(points)])
 
     def settle(self, V: Tensor) -> Tensor:
         """Return an optimal assignment (m,) for V (m, D), for classes up to LARGEST_EXACT.
 
         A class keeps the identity where nothing is better.
         """
-        points = as_float64(V)
-        return self._with([part for part in self._parts if part.settle(points[part.rows])])
+        points = on_cpu(V)
+        return self._with([part for part in self._parts if part.settle(points)])
 
     def proves_identity(self, V: Tensor) -> bool:
         """Return whether the first prices prove the identity optimal for V, (m, D)."""
-        points = as_float64(V)
-        return all(part.proves_identity(points[part.rows]) for part in self._parts)
+        points = on_cpu(V)
+        return all(part.proves_identity(points) for part in self._parts)
 
     def _with(self, changed: list[Exchangeable]) -> Tensor:
         """Put the new assignments of classes into sigma."""

@@ -41,18 +41,19 @@ class _AnchoredEMD(AnchoredDistance):
         return self._transport.counts
 
     def evaluate(self, V: Tensor) -> DistanceValue:
-        return mean_squared(V, self._under(self._transport.trial(V)))
+        return mean_squared(V, self.target(V, settled=False))
 
     def settle(self, V: Tensor) -> DistanceValue:
-        return mean_squared(V, self._under(self._transport.settle(V)))
+        return mean_squared(V, self.target(V, settled=True))
 
     def monotone(self, V: Tensor) -> DistanceValue:
         # For V = grad psi(W) the prices p_j = psi(W_j) prove the identity optimal: s_ij >= 0 says
         # that psi is convex.
         return mean_squared(V, self._W)
 
-    def _under(self, sigma: Tensor) -> Tensor:
+    def target(self, V: Tensor, *, settled: bool) -> Tensor:
         """Return W_sigma; the gather is skipped while the assignment stays."""
+        sigma = self._transport.settle(V) if settled else self._transport.trial(V)
         sigma = self._agree(sigma)
         if sigma is not self._sigma:
             self._sigma = sigma

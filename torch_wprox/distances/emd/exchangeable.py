@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
+import torch
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from torch_wprox.distances.clouds import Floats, Integers, centred
 from torch_wprox.distances.emd.proof import (
@@ -42,8 +45,8 @@ class Exchangeable(ABC):
     """A class of particles, any of which may take any anchor of the class.
 
     Args:
-        points: Its anchors, (m, D).
-        rows: Which particles of the cloud: a slice where they are contiguous, else indices.
+        points: The anchors of the whole cloud, float64 on the CPU.
+        rows: Which of them are the class's: a slice where they are contiguous, else indices.
 
     Attributes:
         rows: As given.
@@ -51,12 +54,17 @@ class Exchangeable(ABC):
         is_certified: Whether it is known to be optimal for the last V.
     """
 
-    def __init__(self, points: Floats, rows: slice | Integers) -> None:
+    def __init__(self, points: Tensor, rows: slice | Integers) -> None:
         self.rows = rows
         self.is_certified = True
-        self._anchor = Anchor(points)
-        self._identity: Integers = np.arange(len(points))
+        self._index = rows if isinstance(rows, slice) else torch.from_numpy(rows)
+        self._points = points[self._index]
+        self._identity: Integers = np.arange(len(self._points))
         self.sigma = self._identity
+
+    @cached_property
+    def _anchor(self) -> Anchor:
+        return Anchor(self._points.numpy())
 
     @property
     @abstractmethod
@@ -64,20 +72,24 @@ class Exchangeable(ABC):
         """How the assignments were found."""
 
     @abstractmethod
-    def trial(self, V: Floats) -> bool:
-        """Assign V (m, D), a point that a solver tries; return whether the assignment changed."""
+    def trial(self, points: Tensor) -> bool:
+        """Assign a cloud V that a solver tries; return whether the assignment changed."""
 
     @abstractmethod
-    def settle(self, V: Floats) -> bool:
-        """Assign V (m, D) optimally; return whether the assignment changed."""
+    def settle(self, points: Tensor) -> bool:
+        """Assign a cloud V optimally; return whether the assignment changed."""
 
-    def proves_identity(self, V: Floats) -> bool:
-        """Return whether the first prices prove the identity optimal for V, (m, D)."""
-        V = centred(V)
+    def proves_identity(self, points: Tensor) -> bool:
+        """Return whether the first prices prove the identity optimal for a cloud V."""
+        V = self._centred(points)
         if not np.isfinite(V).all():
             return False
         proof = initial_proof(self._anchor, self._identity)
         return proved(self._anchor, proof, V) is not None
+
+    def _centred(self, points: Tensor) -> Floats:
+        """Return the class's particles in a cloud V, less their mean, (m, D)."""
+        return centred(points[self._index].numpy())
 
     def _take(self, found: Integers, V: Floats) -> bool:
         """Put ``found`` in force, or the identity where it is as good; return if that changed."""
@@ -92,13 +104,17 @@ class Solved(Exchangeable):
     """A small class: solved at every point.
 
     The cost p_j - <V_i, W_j> with p = |W|^2/2 has its row minima on the diagonal while particles
-    are near their anchors; scipy finds the assignment in O(m^2) then.
+    are near their anchors; scipy finds the assignment in O(m^2) then. In a step of a small network
+    every call counts, so there are five, by torch, whose code the closure has just used.
     """
 
-    def __init__(self, points: Floats, rows: slice | Integers) -> None:
+    def __init__(self, points: Tensor, rows: slice | Integers) -> None:
         super().__init__(points, rows)
-        self._columns = np.ascontiguousarray(self._anchor.W.T)
-        self._prices = initial_prices(self._anchor)
+        # V is centred by the anchors' mean: its own would only add a price.
+        self._centre = self._points.mean(0)
+        W = self._points - self._centre
+        self._columns, self._prices = W.T, 0.5 * W.square().sum(1)
+        self._bytes = self.sigma.tobytes()
         self._times = 0
 
     @property
@@ -106,21 +122,31 @@ class Solved(Exchangeable):
         """How often the class was solved."""
         return TransportCounts(solved=self._times)
 
-    def trial(self, V: Floats) -> bool:
-        """Solve at V (m, D); return whether the assignment changed."""
-        V = centred(V)
+    def trial(self, points: Tensor) -> bool:
+        """Solve for a cloud V; return whether the assignment changed."""
+        V = points[self._index] - self._centre
         try:
-            found: Integers = linear_sum_assignment(self._prices - V @ self._columns)[1]
+            R = torch.addmm(self._prices, V, self._columns, alpha=-1.0)
+            found: Integers = linear_sum_assignment(R.numpy())[1]
         except ValueError:  # a NaN or an infinity
             self.is_certified = False
             return False
-        self.is_certified = True
         self._times += 1
-        return not (found == self.sigma).all() and self._take(found, V)
+        self.is_certified = True
+        bytes_ = found.tobytes()
+        if bytes_ == self._bytes:
+            return False
+        self.sigma, self._bytes = found, bytes_
+        return True
 
-    def settle(self, V: Floats) -> bool:
-        """Solve at V (m, D): every trial is exact."""
-        return self.trial(V)
+    def settle(self, points: Tensor) -> bool:
+        """Solve for a cloud V, and keep the identity where it is as good."""
+        before = self.sigma
+        self.trial(points)
+        if self.is_certified:
+            self._take(self.sigma, self._centred(points))
+            self._bytes = self.sigma.tobytes()
+        return self.sigma is not before
 
 
 class Held(Exchangeable):
@@ -131,9 +157,9 @@ class Held(Exchangeable):
     cheaper.
     """
 
-    def __init__(self, points: Floats, rows: slice | Integers) -> None:
+    def __init__(self, points: Tensor, rows: slice | Integers) -> None:
         super().__init__(points, rows)
-        m, D = points.shape
+        m, D = self._points.shape
         self._is_exact = m <= LARGEST_EXACT
         self._has_proofs = m > _SOLVED
         self._is_refined = self._has_proofs and (D <= _REFINED_COORDINATES or not self._is_exact)
@@ -141,7 +167,7 @@ class Held(Exchangeable):
         # The identity is good at first: a quarter of the patience that comes after.
         self._hold, self._patience = self._least // 4, self._least
         self._proof: Proof | None = None
-        self._settled_at = self._anchor.W
+        self._settled_at: Floats | None = None
         self._counts = TransportCounts()
 
     @property
@@ -149,13 +175,13 @@ class Held(Exchangeable):
         """How the assignments were found."""
         return self._counts
 
-    def trial(self, V: Floats) -> bool:
-        """Hold the assignment or renew it for V (m, D); return whether it changed."""
+    def trial(self, points: Tensor) -> bool:
+        """Hold the assignment or renew it for a cloud V; return whether it changed."""
         self.is_certified = False
         if self._hold > 0:
             self._hold -= 1
             return False
-        V = centred(V)
+        V = self._centred(points)
         if not np.isfinite(V).all():
             return False
         before = self.sigma
@@ -166,22 +192,26 @@ class Held(Exchangeable):
         self._hold = self._patience
         return changed
 
-    def settle(self, V: Floats) -> bool:
-        """Prove the assignment in force optimal for V (m, D), or solve; refine a very large class.
+    def settle(self, points: Tensor) -> bool:
+        """Prove the assignment in force optimal for a cloud V, or solve; refine a very large class.
 
         No prices are looked for: the step ends here, or goes on from where it is.
         """
-        V = centred(V)
+        V = self._centred(points)
         if not np.isfinite(V).all():
             self.is_certified = False
             return False
-        if self.is_certified and np.array_equal(V, self._settled_at):
+        if (
+            self.is_certified
+            and self._settled_at is not None
+            and np.array_equal(V, self._settled_at)
+        ):
             return False  # settled at this very point
         if self._is_exact:
             changed = self._solve(V, prove=False)
         else:
             changed = self._refine(V, _LINES_AT_END)
-            self.is_certified = self.sigma is self._identity and self.proves_identity(V)
+            self.is_certified = self.sigma is self._identity and self.proves_identity(points)
         self._settled_at = V
         return changed
 
