@@ -40,10 +40,12 @@ demo: $(TEST_ENV)  ## The note's main run; figures in out/sinus.
 test: $(TEST_ENV)  ## The whole test suite (nightly drills aside).
 	$(PY) -m pytest -m "not nightly"
 
-lint: $(DEV_ENV)  ## ruff and mypy.
+lint: $(DEV_ENV)  ## ruff, mypy, spelling and prose.
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
+	$(PY) -m codespell_lib .
+	$(PY) .ci/prose
 
 quick: lint     ## lint, and the tests that are not slow: under a minute.
 	$(PY) -m pytest -q -m "not slow and not nightly"

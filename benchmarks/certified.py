@@ -201,21 +201,27 @@ def figure(
     from matplotlib import pyplot as plt
 
     from torch_wprox import plotting
+    from torch_wprox.plotting.look import DESCENTS, colors_of
 
     with plotting.style():
         canvas, axes = plt.subplots(1, 2, figsize=(10, 4.2))
         for ax, gamma in zip(axes, (1.0, 100.0), strict=True):
             reports = solved(gamma)
             bounds = [r.lower_bound for r in reports]
+            local = local_objectives(seeds, gamma, budget)
             for (name, values), color, marker in zip(
-                local_objectives(seeds, gamma, budget).items(),
-                plotting.PALETTE,
-                "svD",
-                strict=False,
+                local.items(), colors_of(local), "svD", strict=False
             ):
                 ax.plot(seeds, values, marker, color=color, ms=5, label=name)
                 print(f"gamma {gamma:g}, {name}: median {statistics.median(values):.4g}")
-            ax.plot(seeds, [r.objective for r in reports], "o", color="black", ms=5, label="global")
+            ax.plot(
+                seeds,
+                [r.objective for r in reports],
+                "o",
+                color=DESCENTS["global"],
+                ms=5,
+                label="global",
+            )
             low, high = ([s + side for s in seeds] for side in (-0.4, 0.4))
             ax.hlines(bounds, low, high, color="black", lw=1, label="proved lower bound")
             ax.set_yscale("log")

@@ -164,6 +164,7 @@ def figure(path: Path, seeds: Sequence[int], budget: int) -> None:
     from matplotlib import pyplot as plt
 
     from torch_wprox import plotting
+    from torch_wprox.plotting.look import DESCENTS, colors_of
 
     adams = {lr: [objectives(s, adam(lr), budget) for s in seeds] for lr in RATES}
     curves = {
@@ -192,7 +193,7 @@ def figure(path: Path, seeds: Sequence[int], budget: int) -> None:
     evaluations = statistics.median(r.evaluations for r in reports)
     objective = statistics.median(r.objective for r in reports)
     print(f"one step: bound {bound:.4f}, global {objective:.4f} after {evaluations:g} evaluations")
-    colors = [plotting.PALETTE[i] for i in (3, 6, 0)]
+    colors = colors_of(curves)
     with plotting.style():
         canvas, ax = plt.subplots(figsize=(8, 3.8))
         steps, ends = range(1, budget + 1), {}
@@ -209,7 +210,7 @@ def figure(path: Path, seeds: Sequence[int], budget: int) -> None:
         ):
             height = max(value, height + 0.09)
             ax.text(1.08 * budget, height, f"{name}\n{value:.3f}", color=color, va="center")
-        green = plotting.PALETTE[2]
+        green = DESCENTS["global"]
         ax.axhspan(0, bound, color="0.85", lw=0)
         ax.axhline(bound, color="0.3", lw=1)
         ax.text(

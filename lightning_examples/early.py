@@ -71,7 +71,8 @@ def figures(runs: dict[tuple[str, int], Run], seed: int, args: argparse.Namespac
             plane.plot_inactive(ax, x)
             plotting.legend_above(ax, columns=2)
         curves = experiment.loss_curves(runs)
-        plotting.plot_bands(curves, right, xlabel="step $t$", ylabel="loss $F$", log="y")
+        plotting.plot_bands(curves, right, xlabel="step $t$", ylabel="loss $F$")
+        right.set(ylim=(0, None))
         output.save(right, args.out / "early.png", size=(14, 5))
 
 

@@ -52,7 +52,9 @@ def descents(args: argparse.Namespace) -> tuple[dict[str, Run], dict[str, Entrop
 def density(ax: Axes, layer: GridLayer, sign: float, opt: EntropicJKO | None = None) -> None:
     ends = 2 * (-SIDE - layer.spacing[0] / 2, SIDE + layer.spacing[0] / 2)
     shown = layer.density()[int(sign < 0)].sqrt().t()  # the root shows the tails, too
-    ax.imshow(shown.numpy(), origin="lower", extent=ends, cmap="Reds" if sign > 0 else "Blues")
+    kind = "Reds" if sign > 0 else "Blues"
+    image = ax.imshow(shown.numpy(), origin="lower", extent=ends, cmap=kind, vmin=0)
+    ax.figure.colorbar(image, ax=ax, shrink=0.7, label="square root of the density")
     if opt is not None and opt.plan is not None:
         moved = opt.plan.displacement(layer.axes())[:, int(sign < 0)]
         q = opt.plan.q[int(sign < 0)]
@@ -75,9 +77,10 @@ def figures(runs: dict[str, Run], made: dict[str, EntropicJKO], args: argparse.N
             for ax, opt in zip(row[2:], made.values(), strict=True):
                 density(ax, opt.layer, sign, opt)
             row[0].set(ylabel=f"bias, sign {sign:+.0f}", xlim=(-SIDE, SIDE), ylim=(-SIDE, SIDE))
-        for ax, name in zip(axes[0], ("start", *runs), strict=True):
+        for ax, below, name in zip(*axes, ("start", *runs), strict=True):
             ax.set_title(name)
-        output.save(axes[0, 0], args.out / "grid_density.png", size=(13, 7))
+            below.set(xlabel="weight")
+        output.save(axes[0, 0], args.out / "grid_density.png", size=(15, 7))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Run]:
@@ -87,8 +90,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Run]:
     if args.fast:
         args.n, args.m, args.steps, args.max_eval = 17, 20, 3, 30
     runs, made = descents(args)
-    series = [(k, t, f) for k, run in runs.items() for t, f in enumerate(run.losses)]
-    rows = [{"descent": k, "step": t, "f": f} for k, t, f in series]
+    rows = [
+        {"descent": k, "step": t, "f": f} for k, r in runs.items() for t, f in enumerate(r.losses)
+    ]
     output.write_csv(args.out / "grid.csv", rows)
     output.print_table([row for row in rows if row["step"] in (0, 1, args.steps)])
     figures(runs, made, args)

@@ -60,7 +60,7 @@ def figure(runs: dict[tuple[str, int], Run], dt: float) -> Any:
     ):
         samples = {k: (time, y) for k, y in values.items()}
         plotting.plot_bands(samples, ax, xlabel="time $t$", ylabel=label, log="y" * (ax is top))
-    top.set(ylim=(1e-4, 2))
+    top.set(ylim=(1e-8, None))
     for ax, name in zip(planes, list(curves)[:: len(curves) - 1], strict=True):
         angles, signs = angles_of(runs[name, 0])
         angles[1:][angles.diff(dim=0).abs() > torch.pi] = torch.nan  # once around

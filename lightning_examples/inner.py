@@ -74,7 +74,9 @@ def draw(ax: Any, low: Any, name: str, states: list[State], best: Tensor) -> Non
             size = forces[:, k, i].norm(dim=1)
             unit = 0.2 * forces[at, k, i] / size[at, None].clamp(min=1e-12)
             plane.plot_arrows(ax, way[at, i], unit, plotting.PALETTE[k], "" if i else label)
-            curves[f"{who}: {label}"] = (range(1, len(size) + 1), size.where(size > 0, torch.nan))
+            if size.any():  # a force that is nowhere has no curve
+                at_all = size.where(size > 0, torch.nan)
+                curves[f"{who}: {label}"] = (range(1, len(size) + 1), at_all)
     plane.plot_inactive(ax, X)
     plotting.legend_above(ax, columns=3)
     plotting.plot_curves(curves, low, xlabel="inner iteration", ylabel="length of the force")

@@ -66,14 +66,12 @@ def figures(runs: dict[str, Run], args: argparse.Namespace) -> None:
     with plotting.style():
         ax = plotting.plot_descent({name: run.reports for name, run in runs.items()})
         output.save(ax, args.out / "sinus.png", size=(9, 5))
-        _, (left, middle, right) = plt.subplots(1, 3)
-        for (name, run), line, ax in zip(
-            runs.items(), ("--", "-", "-"), (left, left, middle), strict=True
-        ):
+        _, axes = plt.subplots(2, 2)
+        for (name, run), ax in zip(runs.items(), axes.flat, strict=False):
             ways = torch.stack(run.positions)
-            plotting.plot_trajectories(ways, run.model.signs, ax, inputs=x, line=line, name=name)
-        plotting.plot_function(x, y, fits, right)
-        output.save(left, args.out / "sinus_neurons.png", size=(14, 5))
+            plotting.plot_trajectories(ways, run.model.signs, ax, inputs=x, name=name)
+        plotting.plot_function(x, y, fits, axes[1, 1])
+        output.save(axes[0, 0], args.out / "sinus_neurons.png", size=(10, 9))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Run]:

@@ -53,20 +53,24 @@ def row(key: Key, run: Run, runs: dict[Key, Run]) -> dict[str, Any]:
 
 
 # %% The figure
-def figure(rows: list[dict[str, Any]], seeds: int) -> Any:
+def figure(rows: list[dict[str, Any]]) -> Any:
     left, middle, right = plt.subplots(1, 3)[1]
 
     def over(column: str, name: str) -> tuple[list[float], torch.Tensor]:
-        few = [r for r in rows if r["descent"] == name and r["seed"] < seeds]
-        values = [[r[column] for r in few if r["gamma"] == g] for g in GAMMAS]
-        return GAMMAS, torch.tensor(values).T
+        runs = [r for r in rows if r["descent"] == name]  # more of them for gamma = 1
+        values = torch.full((max(r["seed"] for r in runs) + 1, len(GAMMAS)), torch.nan)
+        for r in runs:
+            values[r["seed"], GAMMAS.index(r["gamma"])] = r[column]
+        return GAMMAS, values
 
     how: dict[str, Any] = {"xlabel": r"step size $\gamma$", "marker": "o"}
     losses = {name: over("loss", name) for name in MAKE}
     plotting.plot_bands(losses, left, ylabel="loss after ten steps", log="xy", **how)
     apart = {"how far apart the two end": over("apart", "Wasserstein")}
     fraction = {f"largest permuted fraction, {n}": over("permuted", n) for n in list(MAKE)[:2]}
-    plotting.plot_bands(apart | fraction, middle, ylabel="share of the way", log="x", **how)
+    plotting.plot_bands(
+        apart | fraction, middle, ylabel="share of the distance moved", log="x", **how
+    )
     plotting.legend_above(middle, columns=1)
     for name, marker in zip(MAKE, "ox", strict=False):
         ends = sorted(r["loss"] for r in rows if r["descent"] == name and r["gamma"] == 1)
@@ -88,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> dict[Key, Run]:
     rows = [row(key, run, runs) for key, run in runs.items()]
     output.tabulate(args.out / "sinus_gammas.csv", rows)
     with plotting.style():
-        output.save(figure(rows, args.seeds), args.out / "sinus_gammas.png", size=(14, 4.8))
+        output.save(figure(rows), args.out / "sinus_gammas.png", size=(14, 4.8))
         for ax, g in zip(both := plt.subplots(1, 2)[1], (1e-3, 1.0), strict=True):
             reports = {name: runs[name, g, args.seeds // 2].reports for name in list(MAKE)[:2]}
             plotting.plot_descent(reports, ax).set_xlabel(rf"step $t$, $\gamma = {g:g}$")

@@ -2,8 +2,8 @@
 
     python -m lightning_examples.two_points
 
-f(x, y) = (x - 4)^2 / 2 from (x, y) = (0, 1), g = m gamma. The Frobenius prox never moves y. The
-Wasserstein prox does once x passes y: the cheapest plan then sends the anchor 1 to x and 0 to y.
+f(x, y) = (x - 4)^2 / 2 from (x, y) = (0, 1), step size g = 2 gamma. The Frobenius prox never moves
+y. The Wasserstein prox does once x passes y: the plan then sends the anchor 1 to x and 0 to y.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def landscape(ax: Any, g: float) -> None:
     x, y = torch.linspace(-0.5, 4, 200), torch.linspace(-0.5, 2.2, 200)[:, None]
     plans = torch.minimum(x**2 + (y - 1) ** 2, (x - 1) ** 2 + y**2)
     levels = ax.contourf(x, y[:, 0], (x - 4) ** 2 / 2 + plans / (2 * g), 24)
-    ax.figure.colorbar(levels, ax=ax, label=r"$f + W_2^2 / (2\gamma)$, first step")
+    ax.figure.colorbar(levels, ax=ax, label=r"$f + \sum_i|V_i - W_{\sigma(i)}|^2/(2g)$, first step")
     ax.plot([-0.5, 2.2], [-0.5, 2.2], "w--", lw=1.2)
     ax.text(2.0, 1.98, "identity    swapped", color="white", ha="center")
     ax.plot(0, 1, "wo", ms=9, mec="black", label="anchor $(x_0, y_0)$")

@@ -296,7 +296,7 @@ class Objective:
 
         Implicit in the distance and in the decay, so no ratio of eta and m gamma is stiff. For the
         assignment in force d/(2 gamma) is a quadratic with Hessian kappa I, kappa = 1/(m gamma),
-        and the note's (17)-(18), solved for the new point, is a damped gradient step on P,
+        and (17)-(18) of the note, solved for the new point, is a damped gradient step on P,
 
             u = v - eta/(1 + eta (kappa + weight_decay)) grad P(v).
 

@@ -1,4 +1,4 @@
-r"""Dykstra's algorithm for the step: the note's Algorithm 1, in the log domain and corrected.
+r"""Dykstra's algorithm for the step: Algorithm 1 of the note, corrected, in the log domain.
 
 .. math:: p = \mathrm{prox}^{KL}_{\sigma f}(d\,(\xi b)), \quad d a = p / (\xi b), \quad
     b = q / (\xi^T d a), \qquad \sigma = \tau/\varepsilon,

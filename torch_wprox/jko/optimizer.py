@@ -47,8 +47,8 @@ class EntropicJKO(ClosureOptimizer[JKOReport]):
         lr: Another name of ``gamma``; ``gamma`` wins when both are given.
         method: "newton": on the semi-dual, whose unknowns are the multipliers of the outputs;
             "lbfgs": the same for many outputs (hundreds and more); "krylov": Newton-Krylov on the
-            grid, for a closure that uses the weights beside the output; "dykstra": the note's
-            Algorithm 1, corrected, for reference.
+            grid, for a closure that uses the weights beside the output; "dykstra":
+            Algorithm 1 of the note, corrected, as a reference.
         debiased: Take the Sinkhorn divergence instead of W_eps: no spreading, f never rises.
         tolerance: On the relative residual; None: epsilon_machine^(5/8) of the weight's dtype,
             2e-10 or 5e-5.

@@ -50,7 +50,7 @@ class MeanFieldLayer(OutputSubstitution):
         parameterization: What a particle is.
         bias: Whether neurons have a bias b.
         output_bias: Whether the output has a trained bias c_0 (k,), zero at first.
-        reduction: "mean" (mean field: s = 1/m) or "sum" (s = 1, as the note's F).
+        reduction: "mean" (mean field: s = 1/m) or "sum" (s = 1, as F in the note).
         init: "normal", "uniform" (on [-1, 1]) or "grid" (on [-1, 1]^D, one grid per class of
             frozen output weights), or a function that fills a (m, D) tensor in place.
         init_scale: Factor on what ``init`` gives.

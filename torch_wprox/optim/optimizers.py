@@ -33,7 +33,7 @@ class WassersteinProx(ProximalPoint):
         distance: "emd" (exact), "sinkhorn", "sliced", or an object with options of its own.
         solver: "auto", "gd", "adam", "bfgs", "lbfgs", "global", "map", or an object with options.
         classes: "sign": frozen output weights are exchanged only where they are equal; None: all
-            are exchangeable, as in the note's first experiments; or integer labels (m,).
+            are exchangeable, as in the first experiments of the note; or integer labels (m,).
         weight_decay: F gets (weight_decay/2)|V|^2, in closed form inside the prox (implicit).
         max_eval: Closure evaluations allowed in one step, the first and the last included.
         tolerance_grad: Converged when |grad P| <= tolerance_grad |grad F(W)|.

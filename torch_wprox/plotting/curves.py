@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from torch_wprox.plotting.look import GREY, array, axes_or_new, colors, legend_above
+from torch_wprox.plotting.look import GREY, LINES, array, axes_or_new, colors_of, legend_above
 from torch_wprox.report import StepReport
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def plot_descent(
     permuted = permuted and any(reports for _, reports in descents.values())
     fraction = ax.twinx() if permuted else None
     drawn: list[Any] = []
-    for (name, (losses, reports)), color in zip(descents.items(), colors(), strict=False):
+    for (name, (losses, reports)), color in zip(descents.items(), colors_of(descents), strict=True):
         steps = range(1, len(reports) + 1)
         label = f"{name}: loss $F(W_t)$"
         drawn += ax.plot(range(len(losses)), losses, color=color, marker="o", ms=3, label=label)
@@ -130,9 +131,10 @@ def plot_curves(
         ('step', 'log')
     """
     ax = axes_or_new(ax)
-    lines = ("-", "--", "-.", ":")
-    for index, ((name, (x, y)), color) in enumerate(zip(curves.items(), colors(), strict=False)):
-        ax.plot(array(x), array(y), color=color, ls=lines[index % len(lines)], label=name)
+    for (name, (x, y)), color, line in zip(
+        curves.items(), colors_of(curves), cycle(LINES), strict=False
+    ):
+        ax.plot(array(x), array(y), color=color, ls=line, label=name)
     ax.set_yscale("log" if log else "linear")
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
@@ -152,7 +154,7 @@ def plot_bands(
     """Draw the median over runs by name, in a band from the first to the third quartile.
 
     Args:
-        samples: Name to (x, y), (T,) and (runs, T).
+        samples: Name to (x, y), (T,) and (runs, T); NaN where a run has no value.
         ax: Where to draw; None: a new figure.
         xlabel: Of the horizontal axis.
         ylabel: Of the vertical axis.
@@ -169,15 +171,12 @@ def plot_bands(
     import numpy as np
 
     ax = axes_or_new(ax)
-    lines = ("-", "--", "-.", ":")
-    for index, ((name, (x, y)), color) in enumerate(zip(samples.items(), colors(), strict=False)):
-        low, middle, high = np.quantile(np.asarray(array(y), dtype=float), [0.25, 0.5, 0.75], 0)
-        line: dict[str, Any] = {
-            "color": color,
-            "ls": lines[index % len(lines)],
-            "marker": marker or None,
-        }
-        ax.plot(array(x), middle, label=name, ms=4, **line)
+    for (name, (x, y)), color, line in zip(
+        samples.items(), colors_of(samples), cycle(LINES), strict=False
+    ):
+        low, middle, high = np.nanquantile(np.asarray(array(y), dtype=float), [0.25, 0.5, 0.75], 0)
+        how: dict[str, Any] = {"color": color, "ls": line, "marker": marker or None}
+        ax.plot(array(x), middle, label=name, ms=4, **how)
         ax.fill_between(array(x), low, high, color=color, alpha=0.18, lw=0)
     ax.set_xscale("log" if "x" in log else "linear")
     ax.set_yscale("log" if "y" in log else "linear")
@@ -223,7 +222,9 @@ def plot_certificates(
     """
     ax = axes_or_new(ax)
     markers, kinds = ("o", "s", "^", "v"), set()
-    for index, ((name, (x, found)), color) in enumerate(zip(runs.items(), colors(), strict=False)):
+    for index, ((name, (x, found)), color) in enumerate(
+        zip(runs.items(), colors_of(runs), strict=True)
+    ):
         bounds = [c.lower_bound for c in found]
         if any(bound is None for bound in bounds):
             raise ValueError(f"a report of {name!r} has no lower bound: use certify")

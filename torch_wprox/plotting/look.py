@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -17,6 +18,22 @@ NEGATIVE, POSITIVE = PALETTE[0], PALETTE[1]
 """Colours of neurons with negative and with positive output weight."""
 
 GREY = "#999999"
+
+DESCENTS = {
+    "global": PALETTE[2],
+    "adam": PALETTE[3],
+    "lbfgs": PALETTE[6],
+    "l-bfgs": PALETTE[6],
+    "frobenius": PALETTE[1],
+    "wasserstein": PALETTE[0],
+    "emd": PALETTE[0],
+    "gradient descent": PALETTE[4],
+    "explicit": PALETTE[4],
+    "sgd": PALETTE[4],
+}
+"""One colour for each kind of descent in all figures; the first word found in a name counts."""
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 2)))
+"""As many line styles as colours, so that no two curves of a figure share one."""
 
 
 @contextmanager
@@ -89,10 +106,17 @@ def legend_above(ax: Axes, *, columns: int, handles: Sequence[Any] | None = None
     )
 
 
-def colors() -> Iterator[str]:
-    """Yield the palette, again and again."""
-    while True:
-        yield from PALETTE
+def colors_of(names: Iterable[str]) -> list[str]:
+    """Return a colour for each name: that of its descent, else one that no descent here has.
+
+    Example:
+        >>> colors_of(["Frobenius", "scale 1"]) == [PALETTE[1], PALETTE[0]]
+        True
+    """
+    names = list(names)
+    known = [next((DESCENTS[word] for word in DESCENTS if word in n.lower()), None) for n in names]
+    free = cycle([color for color in PALETTE if color not in known] or PALETTE)
+    return [next(free) if color is None else color for color in known]
 
 
 def array(values: Any) -> Any:

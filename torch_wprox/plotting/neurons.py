@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 
 from torch_wprox.plotting.look import (
     GREY,
+    LINES,
     NEGATIVE,
     PALETTE,
     POSITIVE,
     array,
     axes_or_new,
-    colors,
+    colors_of,
     legend_above,
 )
 
@@ -129,7 +131,7 @@ def plot_function(
     curves = _on_grids(x, {"model": curves} if isinstance(curves, nn.Module) else curves)
     ax = axes_or_new(ax)
     for (name, (grid, values)), color, line in zip(
-        curves.items(), colors(), ("-", "--", "-.", ":") * 3, strict=False
+        curves.items(), colors_of(curves), cycle(LINES), strict=False
     ):
         ax.plot(
             array(grid.reshape(-1)), array(values.reshape(-1)), color=color, ls=line, label=name

@@ -1,4 +1,4 @@
-"""Any optimizer of torch.optim as the inner solver: the note's way."""
+"""Any optimizer of torch.optim as the inner solver, as Adam in the note."""
 
 from __future__ import annotations
 

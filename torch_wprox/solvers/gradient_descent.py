@@ -1,4 +1,4 @@
-"""Gradient descent on the prox objective, implicit in the distance: the note's inner loop."""
+"""Gradient descent on the prox objective, implicit in the distance, as in the note."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHORTEST = 1e-18
 class GradientDescent:
     """Inner gradient descent from V = W, with backtracking on P.
 
-    One iteration is ``Objective.implicit_step``: the note's (17)-(18) solved for the new point.
+    One iteration is ``Objective.implicit_step``: (17)-(18) of the note solved for the new point.
     The step eta is halved until ``P(u) <= P(v) - decrease * <grad P(v), v - u>`` (Armijo) and grows
     after each success, so nothing has to be tuned.
 

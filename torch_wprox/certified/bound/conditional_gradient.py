@@ -1,7 +1,7 @@
 """Conditional gradient in the space of measures, fully corrective: the step, solved globally.
 
 An atom is a configuration: all particles' best responses to one loss gradient. Mixing atoms with
-weights w gives every particle a law instead of a position; outputs and prices mix linearly, so
+weights w spreads every particle over several positions; outputs and prices mix linearly, so
 
     min over w in the simplex   R(sum_j w_j z_j) + sum_j w_j c_j
 

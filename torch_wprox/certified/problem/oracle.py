@@ -112,7 +112,7 @@ class OutputOracle:
         self._require_same_input(seen)
 
     def require_output_alone(self, loss: float, seen: Observation) -> None:
-        """Check F(V) = R(z(V)) at parameters V that were just evaluated.
+        """Check F(V) = R(z(V)) at the parameters V evaluated last.
 
         Args:
             loss: F(V), without the weight decay of the optimizer.
