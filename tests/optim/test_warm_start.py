@@ -13,6 +13,7 @@ from torch import Tensor
 from conftest import closure_for, closure_of, sinus_data, sinus_layer
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx
 from torch_wprox.optim import warm_start
+from torch_wprox.solvers import BFGS, quasi_newton
 from torch_wprox.solvers.curvature_pairs import CurvaturePairs
 
 
@@ -71,6 +72,59 @@ def test_recalled_pairs_are_those_of_the_new_prox_objective() -> None:
     assert recalled_pairs is not None
     for s, y in zip(*recalled_pairs, strict=True):
         assert torch.allclose(y, 2.5 * s)
+
+
+def carried_by(gamma: float, remember: int | None) -> tuple[WassersteinProx, MeanFieldLayer]:
+    layer = sinus_layer(m=10)
+    opt = WassersteinProx(layer.parameters(), gamma, solver=BFGS(remember=remember), max_eval=30)
+    opt.step(closure_of(layer, opt, *sinus_data()))
+    return opt, layer
+
+
+@pytest.mark.parametrize(("remember", "numbers"), [(None, 20 * 20 + 20), (7, 2 * 7 * 20), (0, 0)])
+def test_a_state_dict_is_as_large_as_remember_says(remember: int | None, numbers: int) -> None:
+    opt, _ = carried_by(1.0, remember)
+    carried = opt.state_dict()["prox"]["carried"]
+    memory = {} if carried is None else carried["memory"]
+    assert sum(v.numel() for v in memory.values() if isinstance(v, Tensor)) == numbers
+
+
+@pytest.mark.parametrize(("gamma", "smaller"), [(1.0, False), (0.01, True), (100.0, False)])
+def test_the_whole_matrix_is_carried_and_follows_a_smaller_gamma(
+    gamma: float, smaller: bool
+) -> None:
+    opt, layer = carried_by(1.0, None)
+    H = opt.state_dict()["prox"]["carried"]["memory"]["inverse_hessian"].clone()
+    opt.param_groups[0]["lr"] = gamma
+    began = []
+    descend = quasi_newton.descend
+
+    def spy(objective: Any, stopping: Any, inverse: Any, *rest: Any) -> Any:
+        began.append(torch.stack([inverse.times(e) for e in torch.eye(20, dtype=torch.float64)]))
+        return descend(objective, stopping, inverse, *rest)
+
+    with mock.patch("torch_wprox.solvers.bfgs.descend", spy):
+        opt.step(closure_of(layer, opt, *sinus_data()))
+    more = 1 / (10 * gamma) - 1 / 10 if smaller else 0.0
+    exact = torch.linalg.inv(torch.linalg.inv(H) + more * torch.eye(20, dtype=torch.float64))
+    assert torch.allclose(began[0], exact, rtol=1e-6, atol=1e-6 * exact.abs().max().item())
+
+
+def test_an_exception_leaves_the_matrix_of_the_last_step_as_it_was() -> None:
+    opt, layer = carried_by(1.0, None)
+    H = opt.state_dict()["prox"]["carried"]["memory"]["inverse_hessian"]
+    before, runs = H.clone(), 0
+
+    def closure() -> Tensor:
+        nonlocal runs
+        runs += 1
+        if runs == 12:
+            raise InterruptedError
+        return closure_of(layer, opt, *sinus_data())()
+
+    with pytest.raises(InterruptedError):
+        opt.step(closure)
+    assert torch.equal(opt.state_dict()["prox"]["carried"]["memory"]["inverse_hessian"], before)
 
 
 def test_carrying_over_saves_evaluations_on_a_full_batch() -> None:

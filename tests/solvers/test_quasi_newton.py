@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 from conftest import closure_for, closure_of, sinus_data, sinus_layer
 from torch_wprox import FrobeniusProx, Status, WassersteinProx, prox
 from torch_wprox.solvers import BFGS, LBFGS, WeakWolfe
-from torch_wprox.solvers.bfgs import updated
+from torch_wprox.solvers.bfgs import scaling, self_scaled, with_curvature
 from torch_wprox.solvers.curvature_pairs import Pairs
 
 
@@ -20,20 +22,96 @@ def pairs(k: int, N: int, seed: int = 0) -> tuple[Tensor, list[tuple[Tensor, Ten
     return A, [(s, A @ s) for s in steps]
 
 
+def updated(H: Tensor | None, s: Tensor, y: Tensor) -> Tensor:
+    """H after a BFGS update from the scale of the first pair."""
+    if H is None:
+        H = torch.eye(len(s), dtype=s.dtype) * (s @ y) / (y @ y)
+    H = H.clone()
+    self_scaled(H, s, y, None)
+    return H
+
+
+def test_the_dense_update_without_scaling_is_the_product_form_of_bfgs() -> None:
+    _, made = pairs(3, 6)
+    H, eye = torch.diag(torch.arange(1.0, 7.0, dtype=torch.float64)), torch.eye(6)
+    for s, y in made:
+        left = eye - torch.outer(s, y) / (s @ y)
+        exact = left @ H @ left.T + torch.outer(s, s) / (s @ y)
+        assert torch.allclose(updated(H, s, y), exact, rtol=1e-12, atol=1e-12)
+        H = exact
+
+
+def published(H: Tensor, s: Tensor, y: Tensor, sBs: float) -> Tensor:
+    """The self-scaled update as two papers print it, term by term."""
+    Hy, sy, N = H @ y, s @ y, len(s)
+    b, h = sBs / sy, y @ Hy / sy
+    a = h * b - 1
+    rho = min(1.0, h * (1 - (a / (1 + a)).sqrt()))
+    theta = max((rho - 1) / a, min(1 / rho, (1 - b) / b))
+    sigma = 1 + a * theta
+    if theta > 0:
+        tau = min(1.0, 1 / b) * min(sigma ** (-1 / (N - 1)), 1 / theta)
+    else:
+        tau = min(min(1.0, 1 / b) * sigma ** (-1 / (N - 1)), sigma)
+    v = (y @ Hy).sqrt() * (s / sy - Hy / (y @ Hy))
+    rank_two = torch.outer(Hy, Hy) / (y @ Hy) - (1 - theta) / sigma * torch.outer(v, v)
+    return (H - rank_two) / tau + torch.outer(s, s) / sy
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 1.0, 10.0, 1e3])
+def test_the_self_scaled_update_is_the_published_formula(scale: float) -> None:
+    _, made = pairs(5, 6)
+    H = scale * torch.diag(torch.arange(1.0, 7.0, dtype=torch.float64))
+    for s, y in made:
+        sBs = (s @ torch.linalg.solve(H, s)).item()
+        exact = published(H, s, y, sBs)
+        self_scaled(H, s, y, sBs)
+        assert torch.allclose(H, exact, rtol=1e-9, atol=1e-9 * exact.abs().max())
+        rounding = 1e-13 * (H.norm() * y.norm()).item()
+        assert torch.allclose(H @ y, s, rtol=1e-9, atol=max(rounding, 1e-10))
+        assert torch.linalg.eigvalsh(H).min() > 0
+        H = exact
+
+
+def test_a_curvature_that_is_too_large_everywhere_is_lowered_everywhere_at_once() -> None:
+    # B = 100 I, the function has I: one pair along the first axis must tell of the others too.
+    H, s = 0.01 * torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)[0]
+    plain, scaled = H.clone(), H.clone()
+    self_scaled(plain, s, s, None)
+    self_scaled(scaled, s, s, 100.0)
+    assert plain[1, 1].item() == pytest.approx(0.01)
+    assert scaled[1, 1].item() > 0.02
+    assert scaled[0, 0].item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("b", "h"), [(1.0, 1.0), (-1.0, 2.0), (1e-200, 1.0), (1e200, 1e200)])
+def test_a_pair_that_is_only_rounding_scales_nothing_or_stays_finite(b: float, h: float) -> None:
+    tau, phi = scaling(b, h, 100)
+    assert 0 < tau <= 1
+    assert math.isfinite(phi)
+
+
+def test_a_larger_curvature_of_the_distance_enters_the_carried_matrix_exactly() -> None:
+    A, _ = pairs(1, 7)
+    more = torch.tensor([0.0, 0.0, 1e-3, 1.0, 1.0, 50.0, 1e4], dtype=torch.float64)
+    exact = torch.linalg.inv(A + torch.diag(more))
+    assert torch.allclose(with_curvature(torch.linalg.inv(A), more), exact, rtol=1e-9, atol=1e-14)
+    less = -more
+    assert torch.equal(with_curvature(A, less), A)  # left to the updates
+
+
 def test_the_dense_update_satisfies_the_secant_equation_and_stays_symmetric_positive() -> None:
     _, made = pairs(5, 6)
     H = None
     for s, y in made:
         H = updated(H, s, y)
-        assert H is not None
         assert torch.allclose(H @ y, s, atol=1e-10)
         assert torch.allclose(H, H.T, atol=1e-12)
         assert torch.linalg.eigvalsh(H).min() > 0
 
 
 def test_a_pair_without_positive_curvature_changes_nothing() -> None:
-    H, s = torch.eye(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
-    assert torch.equal(updated(H, s, -s), H)
+    s = torch.ones(3, dtype=torch.float64)
     kept = Pairs(s, 4)
     kept.append(s, -s)
     assert len(kept) == 0
@@ -106,6 +184,18 @@ def test_the_prox_of_the_l1_norm_is_soft_thresholding(solver: BFGS | LBFGS, gamm
     assert report.objective == pytest.approx(value.item(), rel=1e-9)
 
 
+def test_random_soft_thresholds_are_found_to_six_digits() -> None:
+    # Self-scaling alone loses digits in a fifth of them: a failed search must fall back on pairs.
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(12):
+        N = int(torch.randint(2, 12, (1,), generator=generator))
+        W = 10 * torch.randn(1, N, generator=generator, dtype=torch.float64)
+        gamma = 10 ** (3 * torch.rand(1, generator=generator).item() - 1)
+        V, _ = prox(lambda V: V.abs().sum(), W, gamma, solver="bfgs", max_eval=600)
+        exact = torch.sign(W) * torch.relu(W.abs() - gamma)
+        assert torch.allclose(V, exact, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("solver", ["gd", "bfgs", "lbfgs"])
 def test_the_floating_point_floor_ends_the_loop(dtype: torch.dtype, solver: str) -> None:
@@ -119,16 +209,17 @@ def test_the_floating_point_floor_ends_the_loop(dtype: torch.dtype, solver: str)
 
 
 @pytest.mark.slow
-def test_one_step_of_the_note_reaches_a_quarter_at_gamma_one() -> None:
-    # Adam as the note used it stops at .38 on average with the same 4000 evaluations.
+def test_one_step_of_the_note_comes_within_a_quarter_of_its_bound() -> None:
+    # The certified minimum is .186. Adam as the note used it stops at .38 with 4000 evaluations,
+    # BFGS without scaling at .24.
     x, y = sinus_data()
     values = []
     for seed in range(3):
         layer = sinus_layer(seed=seed)
-        opt = WassersteinProx(layer.parameters(), 1.0, solver="bfgs", max_eval=4000)
+        opt = WassersteinProx(layer.parameters(), 1.0, solver="bfgs", max_eval=1200)
         opt.step(closure_of(layer, opt, x, y))
         values.append(opt.report.objective)
-    assert sorted(values)[1] <= 0.26
+    assert sorted(values)[1] <= 0.23
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The default solver: dense BFGS for small problems, limited memory above."""
+"""The default solver: a dense inverse Hessian for small problems, limited memory above."""
 
 from __future__ import annotations
 
@@ -17,24 +17,31 @@ from torch_wprox.solvers.stopping import Stopping
 class Auto:
     """BFGS up to ``dense_up_to`` numbers, LBFGS above.
 
-    In quality per evaluation neither is ahead on networks of 100 to 600 numbers; a dense update
-    costs N^2. With 5 to 50 data points 1000 evaluations in all cost the same at N = 220, and BFGS
-    1.6 times as much at N = 440 (``python -m benchmarks.quality --only d``).
+    Per evaluation BFGS is ahead wherever its matrix fits. The update and two products with it are
+    two passes each over N^2 numbers: 0.5 ms for N = 1000, 5 ms for 2000 on one core
+    (``python -m benchmarks.versus``). A closure that takes longer than that deserves
+    ``solver="bfgs"`` whatever N is.
 
     Args:
         dense_up_to: Largest N for BFGS.
+        remember: What BFGS carries over and saves, as in :class:`BFGS`: None for its whole matrix,
+            k for k pairs, 0 for nothing.
     """
 
-    dense_up_to: int = 200
+    dense_up_to: int = 1000
+    remember: int | None = None
 
     name = "auto"
 
     def __post_init__(self) -> None:
         checked_count("dense_up_to", self.dense_up_to, least=0)
+        if self.remember is not None:
+            checked_count("remember", self.remember, least=0)
 
     def minimize(
         self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None
     ) -> tuple[Status, dict[str, Any] | None]:
         """Minimise by the solver of the problem's size."""
         dense = objective.anchor.numel() <= self.dense_up_to
-        return (BFGS() if dense else LBFGS()).minimize(objective, stopping, memory)
+        solver = BFGS(remember=self.remember) if dense else LBFGS()
+        return solver.minimize(objective, stopping, memory)

@@ -1,7 +1,9 @@
-"""BFGS with a dense inverse Hessian and a weak Wolfe line search: robust on nonsmooth functions."""
+"""Self-scaled BFGS with a dense inverse Hessian: for kinks and for stiff smooth losses alike."""
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,89 +11,234 @@ import torch
 from torch import Tensor
 
 from torch_wprox.arguments import checked_count
-from torch_wprox.objective import BudgetExhausted, Evaluation, Objective
+from torch_wprox.objective import Evaluation, Objective
 from torch_wprox.report import Status
 from torch_wprox.solvers.curvature_pairs import CurvaturePairs, Pairs
-from torch_wprox.solvers.line_search import WeakWolfe, checked_search, first_trial
-from torch_wprox.solvers.stopping import Stagnation, Stopping
+from torch_wprox.solvers.line_search import WeakWolfe, checked_search
+from torch_wprox.solvers.quasi_newton import descend
+from torch_wprox.solvers.stopping import Stopping
 
 
 @dataclass(frozen=True)
 class BFGS:
     """Quasi-Newton descent from V = W with a dense inverse Hessian H (N, N).
 
-        H+ = (I - r s y^T) H (I - r y s^T) + r s s^T,   s = v+ - v, y = grad P(v+) - grad P(v),
-        r = 1/<s, y>
+    H is updated by :func:`self_scaled`. With a weak Wolfe search <s, y> > 0 always, so H stays
+    positive definite. On a function with kinks it becomes ill-conditioned on purpose: it learns to
+    move along the kink (Lewis & Overton 2013).
 
-    With a weak Wolfe search <s, y> > 0 always, so H stays positive definite. On a function with
-    kinks H becomes ill-conditioned on purpose: it learns to move along the kink (Lewis & Overton
-    2013). When a search fails H is forgotten once; when it fails again the step has stalled.
+    The Hessian of P is that of F plus I/(m gamma), whatever the anchor and whatever particle is
+    assigned to which anchor. So where F and gamma are those of the last step H is carried over
+    whole; where gamma has fallen it is made that of the new P.
 
     Args:
         line_search: The weak Wolfe search.
-        remember: Curvature pairs of F that carry over to the next step.
+        self_scaling: Whether H is scaled; False: BFGS as in every textbook.
+        remember: What carries over to the next step, and is saved in a state dict. None: H, 8 N^2
+            bytes in float64 (8 MB for N = 1000); k: the last k curvature pairs, 16 k N bytes,
+            from which a different and worse H is made; 0: nothing.
 
     Raises:
         TypeError: ``line_search`` has no ``search``.
-        ValueError: ``remember`` is no integer >= 0.
+        ValueError: ``remember`` is neither None nor an integer >= 0.
 
-    Source: Lewis & Overton, Nonsmooth optimization via quasi-Newton methods, 2013.
+    Source: Al-Baali 1998; Urban, Stefanou & Pons, Unveiling the optimization process of
+    physics-informed neural networks, 2025; Lewis & Overton, Nonsmooth optimization via quasi-Newton
+    methods, 2013.
     """
 
     line_search: WeakWolfe = field(default_factory=WeakWolfe)
-    remember: int = 20
+    self_scaling: bool = True
+    remember: int | None = None
 
     name = "bfgs"
 
     def __post_init__(self) -> None:
         checked_search(self.line_search)
-        checked_count("remember", self.remember, least=0)
+        if self.remember is not None:
+            checked_count("remember", self.remember, least=0)
 
     def minimize(
         self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None
     ) -> tuple[Status, dict[str, Any] | None]:
         """Descend until a rule of ``stopping`` holds, the budget ends or no direction descends."""
-        current, stagnation = objective.begin, Stagnation(objective)
-        pairs = CurvaturePairs(self.remember)
-        H = _recalled(pairs.recall(memory, objective))
-        t = 1.0
-        try:
-            while (status := stopping.check(objective, current)) is None:
-                direction = (
-                    -first_step(objective, current) * current.grad
-                    if H is None
-                    else -(H @ current.grad)
-                )
-                found, t = self.line_search.search(objective, current, direction, first_trial(t))
-                if found is current:
-                    if H is None:
-                        return Status.STALLED, pairs.state()
-                    H, t = None, 1.0
-                    continue
-                H = updated(H, found.point - current.point, found.grad - current.grad)
-                if stagnation.reached(current, found):
-                    return Status.STALLED, pairs.state()
-                pairs.note(current, found)
-                current = found
-        except BudgetExhausted:
-            status = Status.MAX_EVAL
-        return status, pairs.state()
+        inverse = _Dense(self.self_scaling, self.remember, objective, memory)
+        return descend(objective, stopping, inverse, self.line_search, memory)
 
 
-def first_step(objective: Objective, current: Evaluation) -> float:
-    """Return the length of the first step over |grad P|.
+class _Dense:
+    """The inverse Hessian as a matrix, and what of it carries over.
 
-    With the length l of F that the last step saw, 1/(1/l + kappa), kappa = 1/(m gamma): the scaled
-    start of Nocedal & Wright (6.20), before any pair is known. Else no longer than the prox step
-    m gamma, and than 1.
+    Args:
+        scaled: Whether updates are self-scaled.
+        remember: As in :class:`BFGS`.
+        objective: P of this step, for the Hessian of its distance term.
+        memory: What :meth:`state` gave at the end of the last step.
     """
-    if objective.length is not None:
-        return 1.0 / (1.0 / objective.length + objective.curvature)
-    return min(1.0 / objective.curvature, 1.0 / max(current.residual, 1e-300))
+
+    def __init__(
+        self,
+        scaled: bool,
+        remember: int | None,
+        objective: Objective,
+        memory: dict[str, Any] | None,
+    ) -> None:
+        self._scaled = scaled
+        self._distance_hessian = objective.distance_hessian()
+        self._pairs = CurvaturePairs(remember) if remember else None
+        self._keeps_all = remember is None
+        self._H: Tensor | None = None
+        self._recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=_RECENT)
+        if memory is None:
+            return
+        if self._pairs is not None and "steps" in memory:
+            self._H = _from_pairs(self._pairs.recall(memory, objective))
+        elif self._keeps_all and "inverse_hessian" in memory:
+            # A copy: after an exception in this step the state of the last one must be intact.
+            self._H = with_curvature(
+                memory["inverse_hessian"].clone(),
+                self._distance_hessian - memory["distance_hessian"],
+            )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is known."""
+        return self._H is None
+
+    def times(self, g: Tensor) -> Tensor:
+        """Return H g, (N,)."""
+        assert self._H is not None
+        return torch.mv(self._H, g)
+
+    def update(self, before: Evaluation, after: Evaluation, t: float) -> None:
+        """Take in one accepted iteration of length t."""
+        s, y = after.point - before.point, after.grad - before.grad
+        if self._pairs is not None:
+            self._pairs.note(before, after)
+        sy, yy, ss, sg = _numbers((s, y), (y, y), (s, s), (s, before.grad))
+        if not (sy > 0 and math.isfinite(yy)):
+            return
+        self._recent.append((s, y))
+        if self._H is None:  # Nocedal & Wright (6.20): the scale of the first curvature seen
+            self._H = torch.eye(len(s), dtype=s.dtype, device=s.device).mul_(sy / yy)
+            sBs = ss * yy / sy
+        else:
+            sBs = -t * sg  # s = -t H g
+        self_scaled(self._H, s, y, sBs if self._scaled else None)
+
+    def forget(self) -> None:
+        """Become what the last pairs say without scaling; when that was of no use, empty.
+
+        Close to a minimum with kinks every crossing of one has enlarged H in all other directions,
+        and a search along them ends at once. The gradient, all of the kinks, is no direction there.
+        """
+        self._H = None
+        if len(self._recent) > 1:
+            self._H = _from_pairs(tuple(map(torch.stack, zip(*self._recent, strict=True))))
+        self._recent.clear()
+
+    def state(self) -> dict[str, Any] | None:
+        """Return what may carry over to the next step."""
+        if self._pairs is not None:
+            return self._pairs.state()
+        if self._H is None or not self._keeps_all:
+            return None
+        return {"inverse_hessian": self._H, "distance_hessian": self._distance_hessian}
 
 
-def _recalled(kept: tuple[Tensor, Tensor] | None) -> Tensor | None:
-    """Return H after pairs (k, N), as :func:`updated` makes it one by one; None without any."""
+def self_scaled(H: Tensor, s: Tensor, y: Tensor, sBs: float | None) -> None:
+    r"""Update the inverse Hessian H (N, N) in place by the pair ``s, y`` (N,), <s, y> > 0.
+
+        H+ = (H - Hy Hy^T/<y, Hy> + phi v v^T)/tau + s s^T/<s, y>,
+        v = sqrt(<y, Hy>) (s/<s, y> - Hy/<y, Hy>),   tau, phi = scaling(...)
+
+    tau = phi = 1 is BFGS, which forgets a curvature that is too large direction by direction only;
+    tau < 1 lowers it everywhere. That is what kinks and stiff residuals need.
+
+    Args:
+        H: Symmetric and positive definite.
+        s: The way between two points.
+        y: The difference of the gradients.
+        sBs: <s, Bs>, B the inverse of H; None: tau = phi = 1.
+
+    Source: Al-Baali 1998; Urban, Stefanou & Pons 2025.
+    """
+    Hy = torch.mv(H, y)
+    sy, yHy = _numbers((s, y), (y, Hy))
+    if not yHy > 0:  # H is no longer positive definite at this precision
+        return
+    tau, phi = (1.0, 1.0) if sBs is None else scaling(sBs / sy, yHy / sy, len(s))
+    # With U = (s, Hy) both rank-one terms are U^T M U: one pass over H.
+    cross = -phi / (tau * sy)
+    M = H.new_tensor(
+        [
+            [1.0 / sy + phi * yHy / (tau * sy * sy), cross],
+            [cross, (phi - 1.0) / (tau * yHy)],
+        ]
+    )
+    U = torch.stack([s, Hy])
+    H.addmm_(U.T, M @ U, beta=1.0 / tau)
+
+
+def scaling(b: float, h: float, N: int) -> tuple[float, float]:
+    """Return tau and phi of :func:`self_scaled`.
+
+        a = h b - 1 >= 0,   c = sqrt(a/(1 + a)),   rho = min(1, h (1 - c)),
+        theta = max((rho - 1)/a, min(1/rho, (1 - b)/b)),   sigma = 1 + a theta,
+        tau = min(1, 1/b) min(sigma^(-1/(N - 1)), 1/theta)      if theta > 0,
+              min(min(1, 1/b) sigma^(-1/(N - 1)), sigma)        else,
+        phi = (1 - theta)/sigma
+
+    Args:
+        b: <s, Bs>/<s, y>.
+        h: <y, Hy>/<s, y>.
+        N: Size of H.
+    """
+    a = h * b - 1.0
+    if not (b > 0 and math.isfinite(a)) or N < 2:
+        return 1.0, 1.0
+    if not a > 0:  # s and Hy are parallel: v = 0
+        return max(min(1.0, 1.0 / b), _LEAST), 1.0
+    rho = min(1.0, h * (1.0 - math.sqrt(a / (1.0 + a))))
+    if not rho > 0:
+        return 1.0, 1.0
+    theta = max((rho - 1.0) / a, min(1.0 / rho, (1.0 - b) / b))
+    sigma = 1.0 + a * theta
+    if not sigma > _LEAST:
+        return 1.0, 1.0
+    root, least = sigma ** (-1.0 / (N - 1)), min(1.0, 1.0 / b)
+    tau = least * min(root, 1.0 / theta) if theta > 0 else min(least * root, sigma)
+    phi = (1.0 - theta) / sigma
+    return (tau, phi) if tau > _LEAST and math.isfinite(phi) else (1.0, 1.0)
+
+
+# Pairs of this step from which H is made anew when a search fails.
+_RECENT = 50
+# Below this a scaling says only that the pair is rounding.
+_LEAST = 1e-12
+
+
+def with_curvature(H: Tensor, more: Tensor) -> Tensor:
+    """Return (H^-1 + diag(more))^-1 where ``more`` (N,) is nowhere negative, else H.
+
+        (H^-1 + D)^-1 = H - H D^(1/2) (I + D^(1/2) H D^(1/2))^-1 D^(1/2) H
+
+    A curvature that has fallen is left to the updates, which lower it: taking it off could leave a
+    matrix that is not positive definite.
+    """
+    if bool((more < 0).any()) or not bool((more > 0).any()):
+        return H
+    root = more.sqrt()
+    inner = root[:, None] * H * root
+    inner.diagonal().add_(1.0)
+    right = root[:, None] * H
+    half = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), right, upper=False)
+    changed: Tensor = H - half.T @ half
+    return changed
+
+
+def _from_pairs(kept: tuple[Tensor, ...] | None) -> Tensor | None:
+    """Return H after pairs (k, N), as BFGS makes it one by one; None without any."""
     if kept is None:
         return None
     pairs = Pairs(kept[0][0], len(kept[0]))
@@ -99,16 +246,7 @@ def _recalled(kept: tuple[Tensor, Tensor] | None) -> Tensor | None:
     return pairs.dense() if len(pairs) else None
 
 
-def updated(H: Tensor | None, s: Tensor, y: Tensor) -> Tensor | None:
-    """Return H after the pair ``s, y`` (N,); as it was if <s, y> <= 0."""
-    sy = torch.dot(s, y)
-    if not sy > 0:
-        return H
-    if H is None:  # Nocedal & Wright (6.20): the scale of the first curvature seen
-        H = torch.eye(len(s), dtype=s.dtype, device=s.device) * (sy / torch.dot(y, y))
-    Hy = H @ y
-    r = 1.0 / sy
-    # H - r (s Hy^T + Hy s^T) + r (1 + r <y, Hy>) s s^T
-    u = 0.5 * (1.0 + r * torch.dot(y, Hy)) * s - Hy
-    W = torch.outer(r * s, u)
-    return H + W + W.T
+def _numbers(*pairs: tuple[Tensor, Tensor]) -> list[float]:
+    """Return inner products, with one device synchronisation for all of them."""
+    numbers: list[float] = torch.stack([torch.dot(a, b) for a, b in pairs]).tolist()
+    return numbers

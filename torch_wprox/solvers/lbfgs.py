@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from torch_wprox.arguments import checked_count
-from torch_wprox.objective import BudgetExhausted, Objective
+from torch_wprox.objective import Evaluation, Objective
 from torch_wprox.report import Status
-from torch_wprox.solvers.bfgs import first_step
 from torch_wprox.solvers.curvature_pairs import CurvaturePairs, Pairs
-from torch_wprox.solvers.line_search import WeakWolfe, checked_search, first_trial
-from torch_wprox.solvers.stopping import Stagnation, Stopping
+from torch_wprox.solvers.line_search import WeakWolfe, checked_search
+from torch_wprox.solvers.quasi_newton import descend
+from torch_wprox.solvers.stopping import Stopping
 
 
 @dataclass(frozen=True)
@@ -44,34 +46,41 @@ class LBFGS:
         self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None
     ) -> tuple[Status, dict[str, Any] | None]:
         """Descend until a rule of ``stopping`` holds, the budget ends or no direction descends."""
-        current, stagnation = objective.begin, Stagnation(objective)
-        most = self.history or _history_of(len(current.point))
-        kept = CurvaturePairs(most)
-        pairs = Pairs(current.point, most)
-        if (recalled := kept.recall(memory, objective)) is not None:
-            pairs.replace(*recalled)
-        t = 1.0
-        try:
-            while (status := stopping.check(objective, current)) is None:
-                if len(pairs):
-                    direction = -pairs.times(current.grad)
-                else:
-                    direction = -first_step(objective, current) * current.grad
-                found, t = self.line_search.search(objective, current, direction, first_trial(t))
-                if found is current:
-                    if not len(pairs):
-                        return Status.STALLED, kept.state()
-                    pairs.clear()
-                    t = 1.0
-                    continue
-                pairs.append(found.point - current.point, found.grad - current.grad)
-                if stagnation.reached(current, found):
-                    return Status.STALLED, kept.state()
-                kept.note(current, found)
-                current = found
-        except BudgetExhausted:
-            status = Status.MAX_EVAL
-        return status, kept.state()
+        most = self.history or _history_of(len(objective.anchor))
+        inverse = _Limited(most, objective, memory)
+        return descend(objective, stopping, inverse, self.line_search, memory)
+
+
+class _Limited:
+    """The inverse Hessian that pairs of P stand for; pairs of F are what carries over."""
+
+    def __init__(self, most: int, objective: Objective, memory: dict[str, Any] | None) -> None:
+        self._kept = CurvaturePairs(most)
+        self._pairs = Pairs(objective.anchor, most)
+        if memory is not None and (recalled := self._kept.recall(memory, objective)) is not None:
+            self._pairs.replace(*recalled)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is known."""
+        return not len(self._pairs)
+
+    def times(self, g: Tensor) -> Tensor:
+        """Return H g, (N,)."""
+        return self._pairs.times(g)
+
+    def update(self, before: Evaluation, after: Evaluation, t: float) -> None:
+        """Take in one accepted iteration."""
+        self._pairs.append(after.point - before.point, after.grad - before.grad)
+        self._kept.note(before, after)
+
+    def forget(self) -> None:
+        """Become empty."""
+        self._pairs.clear()
+
+    def state(self) -> dict[str, Any] | None:
+        """Return the pairs of F."""
+        return self._kept.state()
 
 
 def _history_of(numbers: int) -> int:
