@@ -45,9 +45,14 @@ PAIRS = supported(
 
 
 def over(combinations):
-    """An evaluation under Sinkhorn costs tens of the others: `make quick` leaves it out."""
+    """One case under Sinkhorn, whose evaluations cost tens of the others; the rest by night."""
+    first = next((c for c in combinations if c[0] == "sinkhorn"), None)
     cases = [
-        pytest.param(*c, id="-".join(c), marks=[pytest.mark.slow] if c[0] == "sinkhorn" else [])
+        pytest.param(
+            *c,
+            id="-".join(c),
+            marks=[pytest.mark.nightly] if c[0] == "sinkhorn" and c != first else [],
+        )
         for c in combinations
     ]
     return pytest.mark.parametrize(("distance", "solver", "form"), cases)
