@@ -190,21 +190,34 @@ def test_an_error_inside_the_closure_leaves_the_parameters_at_the_anchor(distanc
     assert str(opt.state_dict()) == str(state)
 
 
-@over(PAIRS)
+def poisoned(closure, calls):
+    """The closure, with a loss of NaN at some of its calls."""
+    count = itertools.count()
+    return lambda: closure() * (math.nan if next(count) in calls else 1)
+
+
+@over([c for c in PAIRS if c[1] != "global"])
 def test_points_without_a_finite_loss_are_rejected(distance, solver, form):
     layer, x, y = problem(form)
     opt = optimizer_of(layer, distance, solver)
-    closure, calls = closure_of(opt, layer, x, y), itertools.count()
-
-    def poisoned():
-        loss = closure()
-        return loss * (math.nan if next(calls) in (1, 3, 4) else 1)
-
     before = loss_of(layer, x, y).item()
-    opt.step(poisoned)
+    opt.step(poisoned(closure_of(opt, layer, x, y), (1, 3, 4)))
     assert loss_of(layer, x, y).item() <= before
     assert opt.report.objective <= before * (1 + 1e-14)
     assert all(p.isfinite().all() for p in layer.parameters())
+
+
+@over([c for c in PAIRS if c[1] == "global"])
+def test_the_global_solver_refuses_a_loss_that_is_no_function_and_moves_nothing(
+    distance, solver, form
+):
+    layer, x, y = problem(form)
+    before = [p.detach().clone() for p in layer.parameters()]
+    opt = optimizer_of(layer, distance, solver)
+    with pytest.raises(ValueError, match="not a function of the output"):
+        opt.step(poisoned(closure_of(opt, layer, x, y), (1, 3, 4)))
+    for p, q in zip(layer.parameters(), before, strict=True):
+        assert torch.equal(p, q)
 
 
 @pytest.mark.parametrize("distance", catalog.DISTANCES)
