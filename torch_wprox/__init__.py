@@ -4,7 +4,7 @@ from torch_wprox.certified import Global, certify, certify_training
 from torch_wprox.distances import EMD, Frobenius, Sinkhorn, Sliced, wasserstein_sq
 from torch_wprox.jko import EntropicJKO
 from torch_wprox.layers import GridLayer, MeanFieldLayer
-from torch_wprox.maps import ConvexMap, MapFlow
+from torch_wprox.maps import ConvexMap, LearnedEnergy, MapFlow, learn_energy
 from torch_wprox.optim import FrobeniusProx, ProximalPoint, WassersteinProx, prox
 from torch_wprox.particles import particle_groups
 from torch_wprox.report import (
@@ -33,6 +33,7 @@ __all__ = [
     "GradientDescent",
     "GridLayer",
     "JKOReport",
+    "LearnedEnergy",
     "MapFlow",
     "MeanFieldLayer",
     "Progress",
@@ -45,6 +46,7 @@ __all__ = [
     "WassersteinProx",
     "certify",
     "certify_training",
+    "learn_energy",
     "particle_groups",
     "prox",
     "wasserstein_sq",

@@ -8,7 +8,10 @@ a flow that was observed.
 """
 
 from torch_wprox.maps.energies import CloudEnergy, CloudFunction, Entropy, Interaction, Potential
+from torch_wprox.maps.features import polynomials, radial, ridges
 from torch_wprox.maps.flow import MapFlow
+from torch_wprox.maps.learn import learn_energy
+from torch_wprox.maps.learned import LearnedEnergy
 from torch_wprox.maps.log_det import LogDet
 from torch_wprox.maps.potential import ConvexNetwork
 from torch_wprox.maps.solver import ConvexMap
@@ -21,8 +24,13 @@ __all__ = [
     "ConvexNetwork",
     "Entropy",
     "Interaction",
+    "LearnedEnergy",
     "LogDet",
     "MapFlow",
     "Potential",
     "TransportMap",
+    "learn_energy",
+    "polynomials",
+    "radial",
+    "ridges",
 ]
