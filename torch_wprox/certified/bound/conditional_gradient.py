@@ -32,6 +32,7 @@ def conditional_gradient(
     *,
     tolerance: float,
     max_iter: int,
+    tell: Callable[[float, float], bool],
     pool_size: int = 60,
 ) -> Relaxed:
     """Solve the relaxed step by fully corrective conditional gradient.
@@ -51,6 +52,7 @@ def conditional_gradient(
         atoms: Where to start; the first has all the weight.
         tolerance: Gap at which to stop, relative to the value.
         max_iter: Iterations.
+        tell: Called at every iteration with value and bound; a true answer ends it.
         pool_size: Configurations kept for rounding.
 
     Returns:
@@ -68,7 +70,7 @@ def conditional_gradient(
         if bound > best:
             best, multiplier, bound_output = bound, lam, z
         total = value + mixture.price
-        if total - best <= tolerance * abs(total):
+        if tell(total, best) or total - best <= tolerance * abs(total):
             break
         mixture.add(response.configuration)
         pool.append(response.configuration)

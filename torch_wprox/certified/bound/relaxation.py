@@ -13,6 +13,7 @@ from torch_wprox.certified.bound.conditional_gradient import conditional_gradien
 from torch_wprox.certified.bound.dual import maximized_dual
 from torch_wprox.certified.bound.minorant import Minorant, linear_value, lower_bound
 from torch_wprox.certified.bound.mixture import Relaxed
+from torch_wprox.certified.bound.spread import Spread, Tell, spread_over_rays
 from torch_wprox.certified.problem.convexity import refuse_nonconvex
 from torch_wprox.certified.problem.local_descent import bfgs_descent
 from torch_wprox.certified.problem.particle_problem import (
@@ -39,14 +40,27 @@ class Bounded:
         lower_bound: Bound of P, by the loss itself.
         certified: Whether every best response was exact.
         model: Second-order model of the loss.
+<<<<<<< HEAD
         below: The affine function below the loss that gave the bound.
+=======
+        local: A local minimum of the model of P, where one was computed on the way.
+>>>>>>> 96120e8 (Relax the step over rays: a quadratic in lengths, for any number of inputs)
     """
 
-    relaxed: Relaxed
+    relaxed: Relaxed | Spread
     lower_bound: float
     certified: bool
     model: QuadraticRisk
+<<<<<<< HEAD
     below: Minorant
+=======
+    local: Configuration | None = None
+
+
+def never(value: float, bound: float) -> bool:
+    """Never end early."""
+    return False
+>>>>>>> 96120e8 (Relax the step over rays: a quadratic in lengths, for any number of inputs)
 
 
 def relax(
@@ -57,9 +71,17 @@ def relax(
     max_iter: int,
     precision: float,
     exact_cells: int,
+<<<<<<< HEAD
     may_be_quadratic: bool = True,
+=======
+    tell: Tell = never,
+>>>>>>> 96120e8 (Relax the step over rays: a quadratic in lengths, for any number of inputs)
 ) -> Bounded:
     """Solve the relaxed step and return its bound.
+
+    Particles in the plane answer a loss gradient exactly and at once, and a few tens of whole
+    configurations are enough: one weight for each, little arithmetic. In more dimensions that
+    stalls, and every particle gets weights of its own, over rays.
 
     Args:
         problem: The particles.
@@ -68,7 +90,12 @@ def relax(
         max_iter: Iterations of conditional gradient; the dual may use ten times as many.
         precision: Relative rounding error of the loss's gradient.
         exact_cells: See :class:`BestResponse`.
+<<<<<<< HEAD
         may_be_quadratic: False where a model was believed to be the loss itself, and was not.
+=======
+        tell: Called every round with the value of the relaxed step and the bound so far; a true
+            answer ends it.
+>>>>>>> 96120e8 (Relax the step over rays: a quadratic in lengths, for any number of inputs)
 
     Raises:
         ValueError: R is not convex.
@@ -82,6 +109,8 @@ def relax(
     else:
         model = local_quadratic(risk, z, *risk(z), precision)
     inner: Risk = model if model.is_exact else risk
+    local: Configuration | None = None
+    relaxed: Relaxed | Spread
     if problem.trains_output:
         relaxed = maximized_dual(
             problem,
@@ -97,11 +126,9 @@ def relax(
         def relearn(z: Tensor, value: float, lam: Tensor) -> QuadraticRisk:
             return local_quadratic(risk, z, value, lam, precision)
 
-        atoms = [start]
         if not has_cells(problem):
-            # Whole configurations are coarse atoms: from a local minimum of the model conditional
-            # gradient has little left to do, from the anchors it stalls with many samples.
             descend = bfgs_descent(problem, _WARM, torch.Generator().manual_seed(0))
+<<<<<<< HEAD
             atoms = descend(atoms, model)
         relaxed = conditional_gradient(
             problem, respond, inner, model, relearn, atoms, tolerance=tolerance, max_iter=max_iter
@@ -181,9 +208,48 @@ def held_against(
         stacklevel=2,
     )
     return Bound(value - excess, False)
+=======
+            (local,) = descend([start], model)
+        if local is None or problem.labels is not None:
+            relaxed = conditional_gradient(
+                problem,
+                respond,
+                inner,
+                model,
+                relearn,
+                [start if local is None else local],
+                tolerance=tolerance,
+                max_iter=max_iter,
+                tell=tell,
+            )
+        else:
+            relaxed = spread_over_rays(
+                problem,
+                respond,
+                inner,
+                model,
+                relearn,
+                [local],
+                tolerance=max(tolerance, _EXACT if respond.is_exact else _SEARCHED),
+                tell=tell,
+            )
+    bound = relaxed.lower_bound
+    highest = min(relaxed.value, model.value + problem.price(start))
+    if model.is_exact:  # the bound by the loss itself, not by the model of it
+        z = relaxed.bound_output
+        value, lam = risk(z)
+        bound = value - float((lam * z).sum()) + respond(lam).value
+    refuse_nonconvex(bound, highest, model.value, precision)
+    return Bounded(relaxed, bound, respond.is_exact, model, local)
+>>>>>>> 96120e8 (Relax the step over rays: a quadratic in lengths, for any number of inputs)
 
 
-# Evaluations of the model for the local minimum that conditional gradient starts from.
+# Evaluations of the model for the local minimum where the relaxed step starts.
 _WARM = 1500
+<<<<<<< HEAD
 # Steps from the edge of the dual's domain into it, each 4 times longer than the one before.
 _RETREATS = 8
+=======
+# Tolerances of the relaxed step over rays: directions are continuous, the last digits cost many.
+_EXACT, _SEARCHED = 1e-4, 1e-2
+>>>>>>> 96120e8 (Relax the step over rays: a quadratic in lengths, for any number of inputs)

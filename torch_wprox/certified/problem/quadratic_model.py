@@ -40,6 +40,12 @@ class QuadraticRisk:
         bent: Tensor = self.blocks @ cut
         return bent.reshape(u.shape)
 
+    def root(self, u: Tensor) -> Tensor:
+        """Return H^(1/2) u for u (.., n, k)."""
+        eigenvalues, vectors = torch.linalg.eigh(self.blocks)
+        root = (vectors * eigenvalues.clamp_min(0.0).sqrt().unsqueeze(-2)) @ vectors.mT
+        return replace(self, blocks=root).hessian(u)
+
     def __call__(self, z: Tensor) -> tuple[float, Tensor]:
         """Return the model's value and gradient at z (n, k)."""
         u = z - self.centre

@@ -86,6 +86,21 @@ class BestResponse:
             return Response(Configuration(points, offset, p.start().sigma), total)
         return self._with_exchange(lam, offset, fixed)
 
+    def quick(self, lam: Tensor) -> Response:
+        """Return good responses to the loss gradient, where the best ones are searched for."""
+        if not isinstance(self._oracle, searched.Directions):
+            return self(lam)
+        self._oracle.is_thorough = False
+        try:
+            return self(lam)
+        finally:
+            self._oracle.is_thorough = True
+
+    def learn(self, directions: Tensor) -> None:
+        """Let a search begin at these directions (b, d) too; an exact answer needs none."""
+        if isinstance(self._oracle, searched.Directions):
+            self._oracle.learn(directions)
+
     @property
     def groups(self) -> Tensor:
         """Which coefficient each particle has, (m,): equal numbers mean equal coefficients."""

@@ -9,10 +9,17 @@ from torch_wprox.certified.problem.batched_bfgs import polished
 from torch_wprox.certified.problem.particle_problem import Answer, ParticleProblem
 
 _RANDOM = 512
-_REMEMBERED = 1024
+_REMEMBERED = 4096
+# Directions of at least this cosine count as one.
+_ALIKE = 1.0 - 1e-5
 _REFINEMENT = 40
 # Best entries of the dictionary that are refined, per particle.
 _REFINED = 8
+_OFF_KINKS = 1e-6
+# (entries refined per particle, rounds, first step in units of 1/kappa). A short first step comes to
+# the nearest minimum soon, a long one jumps over kinks and finds more of them.
+_QUICK = ((4, 40, 1e-2),)
+_THOROUGH = ((16, 60, 1e-2), (8, 120, 1.0))
 
 
 class Dictionary:
@@ -24,14 +31,19 @@ class Dictionary:
         random = torch.randn(_RANDOM, X.shape[1], generator=generator, dtype=torch.float64)
         data = X[:_RANDOM]
         self._features = X
-        self._fixed = _unit(torch.cat([random.to(X), data, -data, anchors[:_REMEMBERED]]))
+        self._fixed = _unit(torch.cat([random.to(X), data, -data, anchors[:_RANDOM]]))
         self._learnt = self._fixed[:0]
         self._tabulate()
 
     def learn(self, points: Tensor) -> None:
-        """Add the directions of points (b, d) that were good once."""
-        found = _unit(points)
-        self._learnt = torch.cat([self._learnt, found])[-_REMEMBERED:]
+        """Add the directions of points (b, d) that were good once, those that are new.
+
+        Copies would crowd others out of the best entries that are refined.
+        """
+        found = _unit(points[points.norm(dim=1) > 0])
+        found = found[((found @ self.directions.T).max(1).values < _ALIKE)]
+        near = (found @ found.T >= _ALIKE).tril(-1)
+        self._learnt = torch.cat([self._learnt, found[~near.any(1)]])[-_REMEMBERED:]
         self._tabulate()
 
     def _tabulate(self) -> None:
@@ -50,8 +62,14 @@ class Directions:
     is_exact = False
 
     def __init__(self, problem: ParticleProblem) -> None:
+        self.is_thorough = True
         self._dictionary = Dictionary(problem.features, problem.anchors[:, : problem.inputs])
         self._problem = problem
+        self._generator = torch.Generator().manual_seed(1)
+
+    def learn(self, directions: Tensor) -> None:
+        """Add directions (b, d) to the dictionary."""
+        self._dictionary.learn(directions)
 
     def respond(self, lam: Tensor, coefficient: Tensor | None, anchors: Tensor) -> Answer:
         """Return points (b, d) and values (b,) for lam (n, k), a (k,), W (b, d)."""
@@ -59,22 +77,29 @@ class Directions:
         X, kappa = self._problem.features, self._problem.stiffness
         g, table = lam @ coefficient, self._dictionary
         radius = anchors @ table.directions.T - (table.values @ g) / kappa
-        best, which = radius.topk(min(_REFINED, radius.shape[1]), dim=1)  # (b, r)
-        starts = best.clamp_min(0.0).unsqueeze(2) * table.directions[which]
-        # Local descent at the anchor as well: the answer is never worse than staying.
-        starts = torch.cat([starts, anchors.unsqueeze(1)], 1)
-        W = anchors.repeat_interleave(starts.shape[1], 0)
+        points, values = anchors, torch.full_like(anchors[:, 0], torch.inf)
+        for refined, rounds, first in _THOROUGH if self.is_thorough else _QUICK:
+            best, which = radius.topk(min(refined, radius.shape[1]), dim=1)  # (b, r)
+            starts = best.clamp_min(0.0).unsqueeze(2) * table.directions[which]
+            # Local descent at the anchor as well: the answer is never worse than staying.
+            starts = torch.cat([starts, anchors.unsqueeze(1)], 1)
+            # Entries lie on kinks, where one gradient is no guide.
+            noise = torch.randn(starts.shape, generator=self._generator, dtype=torch.float64)
+            starts = starts + _OFF_KINKS * starts.abs().amax() * noise.to(starts)
+            W = anchors.repeat_interleave(starts.shape[1], 0)
 
-        def function(v: Tensor) -> tuple[Tensor, Tensor]:
-            hidden, moved = v @ X.T, v - W
-            value = hidden.clamp_min(0.0) @ g + 0.5 * kappa * moved.square().sum(1)
-            return value, ((hidden > 0) * g) @ X + kappa * moved
+            def function(v: Tensor, W: Tensor = W) -> tuple[Tensor, Tensor]:
+                hidden, moved = v @ X.T, v - W
+                value = hidden.clamp_min(0.0) @ g + 0.5 * kappa * moved.square().sum(1)
+                return value, ((hidden > 0) * g) @ X + kappa * moved
 
-        found = polished(function, starts.flatten(0, 1), 1.0 / kappa, max_rounds=_REFINEMENT)
-        values, winner = found.values.view(starts.shape[:2]).min(1)
-        points = found.points.view(starts.shape)[
-            torch.arange(len(anchors), device=X.device), winner
-        ]
+            found = polished(function, starts.flatten(0, 1), first / kappa, max_rounds=rounds)
+            lowest, winner = found.values.view(starts.shape[:2]).min(1)
+            rows = torch.arange(len(anchors), device=X.device)
+            ends = found.points.view(starts.shape)[rows, winner]
+            lower = lowest < values
+            points = torch.where(lower.unsqueeze(1), ends, points)
+            values = torch.where(lower, lowest, values)
         table.learn(points)
         return points, values
 

@@ -9,6 +9,7 @@ import torch
 
 from torch_wprox.certified.bound.mixture import Relaxed
 from torch_wprox.certified.bound.relaxation import Bounded
+from torch_wprox.certified.bound.spread import Spread
 from torch_wprox.certified.problem.particle_problem import (
     Configuration,
     ParticleProblem,
@@ -20,14 +21,17 @@ from torch_wprox.certified.problem.quadratic_model import (
     local_quadratic,
 )
 from torch_wprox.certified.search.descent import descent
+from torch_wprox.certified.search.ray_rounding import RayRounding
 from torch_wprox.certified.search.rounding import Table, dealt, rounded, swapped
 
 # Rounds of (second-order model of the loss at the present output, search on the model).
 _REMODELS = 4
 # LP vertices of the mixture's weights, where there are not too many weights.
 _VERTICES, _LP_WEIGHTS = 3, 20_000
-# A descent costs as much as this many searches over cells.
-_DEARER = 6
+# A descent costs as much as this many searches over cells; from whole configurations, from rays.
+_DEARER, _DEAR = 6, 3
+# Descents from rays: share of the rounds, and how many of the best go on.
+_HEATS = ((0.125, 3), (0.5, 1), (1.0, 1))
 
 
 def search(
@@ -70,13 +74,16 @@ def search(
     descend = descent(problem, polish, generator)
     goal = bounded.lower_bound + tolerance_gap * abs(bounded.lower_bound)
     best, modelled = problem.start(), math.inf
-    for batch in _starts(problem, relaxed, model, generator, starts):
-        for x in descend(batch, model):
-            value = float(model.values(problem.output(x.points, x.offset))) + problem.price(x)
-            if value < modelled:
-                best, modelled = x, value
-        if modelled <= goal:
-            break
+    if isinstance(relaxed, Spread):
+        best = _settled(problem, bounded, relaxed, model, generator, starts, polish)
+    else:
+        for batch in _starts(problem, relaxed, model, generator, starts):
+            for x in descend(batch, model):
+                value = _modelled(problem, x, model)
+                if value < modelled:
+                    best, modelled = x, value
+            if modelled <= goal:
+                break
     reached = evaluate(best)
     for _ in range(0 if model.is_exact else _REMODELS):
         z = problem.output(best.points, best.offset)
@@ -88,6 +95,35 @@ def search(
             break
         best, reached = x, found
     return best
+
+
+def _modelled(problem: ParticleProblem, x: Configuration, model: QuadraticRisk) -> float:
+    return float(model.values(problem.output(x.points, x.offset))) + problem.price(x)
+
+
+def _settled(
+    problem: ParticleProblem,
+    bounded: Bounded,
+    spread: Spread,
+    model: QuadraticRisk,
+    generator: torch.Generator,
+    count: int,
+    polish: int,
+) -> Configuration:
+    """Descend a little from many roundings, further from the best few, to the end from the best.
+
+    The local minimum where the relaxed step started takes part, so the answer is not above it.
+    """
+    rounding = RayRounding(problem, spread, model)
+    field = [rounding.sample(generator) for _ in range(max(1, count // _DEAR))]
+    if bounded.local is not None:
+        field.append(bounded.local)
+    for share, kept in _HEATS:
+        descend = descent(problem, max(1, int(share * polish)), generator)
+        field = [x for start in field for x in descend([start], model)]
+        field.sort(key=lambda x: _modelled(problem, x, model))
+        field = field[:kept]
+    return field[0]
 
 
 def _starts(
