@@ -196,6 +196,7 @@ class _GlobalStep:
             precision=problem.oracle.precision,
             exact_cells=options.exact_cells,
             may_be_quadratic=may_be_quadratic,
+            tell=lambda value, bound: objective.tell(value, lower_bound=bound),
         )
         if bounded.model.is_exact:
             self._reserve = 0  # the local solver runs on the model

@@ -142,5 +142,6 @@ def _solved(Q: Tensor, right: Tensor) -> Tensor:
     Q.diagonal().add_(_RIDGE * float(Q.diagonal().max()))
     factor, failed = torch.linalg.cholesky_ex(Q)
     if bool(failed):
-        return torch.linalg.lstsq(Q, right.unsqueeze(1), driver="gelsd").solution[:, 0]
+        pseudo: Tensor = torch.linalg.pinv(Q, hermitian=True) @ right
+        return pseudo
     return torch.cholesky_solve(right.unsqueeze(1), factor)[:, 0]

@@ -40,27 +40,21 @@ class Bounded:
         lower_bound: Bound of P, by the loss itself.
         certified: Whether every best response was exact.
         model: Second-order model of the loss.
-<<<<<<< HEAD
         below: The affine function below the loss that gave the bound.
-=======
         local: A local minimum of the model of P, where one was computed on the way.
->>>>>>> 96120e8 (Relax the step over rays: a quadratic in lengths, for any number of inputs)
     """
 
     relaxed: Relaxed | Spread
     lower_bound: float
     certified: bool
     model: QuadraticRisk
-<<<<<<< HEAD
     below: Minorant
-=======
     local: Configuration | None = None
 
 
 def never(value: float, bound: float) -> bool:
     """Never end early."""
     return False
->>>>>>> 96120e8 (Relax the step over rays: a quadratic in lengths, for any number of inputs)
 
 
 def relax(
@@ -71,11 +65,8 @@ def relax(
     max_iter: int,
     precision: float,
     exact_cells: int,
-<<<<<<< HEAD
     may_be_quadratic: bool = True,
-=======
     tell: Tell = never,
->>>>>>> 96120e8 (Relax the step over rays: a quadratic in lengths, for any number of inputs)
 ) -> Bounded:
     """Solve the relaxed step and return its bound.
 
@@ -90,12 +81,9 @@ def relax(
         max_iter: Iterations of conditional gradient; the dual may use ten times as many.
         precision: Relative rounding error of the loss's gradient.
         exact_cells: See :class:`BestResponse`.
-<<<<<<< HEAD
         may_be_quadratic: False where a model was believed to be the loss itself, and was not.
-=======
         tell: Called every round with the value of the relaxed step and the bound so far; a true
             answer ends it.
->>>>>>> 96120e8 (Relax the step over rays: a quadratic in lengths, for any number of inputs)
 
     Raises:
         ValueError: R is not convex.
@@ -128,11 +116,30 @@ def relax(
 
         if not has_cells(problem):
             descend = bfgs_descent(problem, _WARM, torch.Generator().manual_seed(0))
-<<<<<<< HEAD
-            atoms = descend(atoms, model)
-        relaxed = conditional_gradient(
-            problem, respond, inner, model, relearn, atoms, tolerance=tolerance, max_iter=max_iter
-        )
+            (local,) = descend([start], model)
+        if local is None or problem.labels is not None:
+            relaxed = conditional_gradient(
+                problem,
+                respond,
+                inner,
+                model,
+                relearn,
+                [start if local is None else local],
+                tolerance=tolerance,
+                max_iter=max_iter,
+                tell=tell,
+            )
+        else:
+            relaxed = spread_over_rays(
+                problem,
+                respond,
+                inner,
+                model,
+                relearn,
+                [local],
+                tolerance=max(tolerance, _EXACT if respond.is_exact else _SEARCHED),
+                tell=tell,
+            )
     if model.is_exact and not model.agrees(relaxed.output, *risk(relaxed.output), precision):
         return relax(
             problem,
@@ -142,12 +149,13 @@ def relax(
             precision=precision,
             exact_cells=exact_cells,
             may_be_quadratic=False,
+            tell=tell,
         )
-    below, bound = _settled(problem, respond, risk, model, relaxed, precision)
+    below, bound = _settled(problem, respond, risk, model, relaxed, local, precision)
     highest = min(relaxed.value, model.value + problem.price(start))
     size = abs(model.value) + problem.stiffness * float(problem.anchors.square().sum())
     refuse_nonconvex(bound, highest, size, precision)
-    return Bounded(relaxed, bound, respond.is_exact, model, below)
+    return Bounded(relaxed, bound, respond.is_exact, model, below, local)
 
 
 def _settled(
@@ -155,7 +163,8 @@ def _settled(
     respond: BestResponse,
     risk: Risk,
     model: QuadraticRisk,
-    relaxed: Relaxed,
+    relaxed: Relaxed | Spread,
+    local: Configuration | None,
     precision: float,
 ) -> tuple[Minorant, float]:
     """Return a tangent of the loss itself, not of a model of it, with its bound.
@@ -165,7 +174,11 @@ def _settled(
     Where the dual is finite only for small gradients its best point is near the edge of its domain,
     and rounding may put it outside: then it is taken nearer to the minimiser of R.
     """
-    z, known = relaxed.bound_output, [problem.start(), *relaxed.atoms]
+    z, known = relaxed.bound_output, [problem.start()]
+    if local is not None:
+        known.append(local)
+    if isinstance(relaxed, Relaxed):
+        known.extend(relaxed.atoms)
     inside, share = model.minimizer() - z, 0.0
     for _ in range(_RETREATS):
         at = z + share * inside
@@ -208,48 +221,11 @@ def held_against(
         stacklevel=2,
     )
     return Bound(value - excess, False)
-=======
-            (local,) = descend([start], model)
-        if local is None or problem.labels is not None:
-            relaxed = conditional_gradient(
-                problem,
-                respond,
-                inner,
-                model,
-                relearn,
-                [start if local is None else local],
-                tolerance=tolerance,
-                max_iter=max_iter,
-                tell=tell,
-            )
-        else:
-            relaxed = spread_over_rays(
-                problem,
-                respond,
-                inner,
-                model,
-                relearn,
-                [local],
-                tolerance=max(tolerance, _EXACT if respond.is_exact else _SEARCHED),
-                tell=tell,
-            )
-    bound = relaxed.lower_bound
-    highest = min(relaxed.value, model.value + problem.price(start))
-    if model.is_exact:  # the bound by the loss itself, not by the model of it
-        z = relaxed.bound_output
-        value, lam = risk(z)
-        bound = value - float((lam * z).sum()) + respond(lam).value
-    refuse_nonconvex(bound, highest, model.value, precision)
-    return Bounded(relaxed, bound, respond.is_exact, model, local)
->>>>>>> 96120e8 (Relax the step over rays: a quadratic in lengths, for any number of inputs)
 
 
 # Evaluations of the model for the local minimum where the relaxed step starts.
 _WARM = 1500
-<<<<<<< HEAD
 # Steps from the edge of the dual's domain into it, each 4 times longer than the one before.
 _RETREATS = 8
-=======
 # Tolerances of the relaxed step over rays: directions are continuous, the last digits cost many.
-_EXACT, _SEARCHED = 1e-4, 1e-2
->>>>>>> 96120e8 (Relax the step over rays: a quadratic in lengths, for any number of inputs)
+_EXACT, _SEARCHED = 1e-4, 5e-3

@@ -1,4 +1,4 @@
-"""The relaxed step over rays, by columns: for particles with frozen output weights in any dimension.
+"""The relaxed step over rays, column by column: frozen output weights, any number of inputs.
 
 Two stages. First all particles of one output coefficient are spread alike around the mean of their
 anchors: a handful of groups, so that directions are found fast. Then every particle is a group of
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from torch_wprox.certified.bound.ray_program import RayProgram
+from torch_wprox.certified.bound.ray_program import RayProgram, Rays
 from torch_wprox.certified.problem.batched_bfgs import polished
 from torch_wprox.certified.problem.particle_problem import Configuration, ParticleProblem, Risk
 from torch_wprox.certified.problem.quadratic_model import QuadraticRisk
@@ -33,8 +33,8 @@ _ROUNDS, _INNER = 40, 40
 _DEAR_INNER = 3
 # A bound is confirmed when it seems tight or did not rise for some rounds; so many times at most.
 _PATIENCE, _CONFIRMATIONS = 4, 4
-# A search that found nothing lower by chance makes a bound too high: the best is searched again until
-# it holds to this share.
+# A search that found nothing lower by chance makes a bound too high: the best is searched again
+# until it holds to this share.
 _HOLDS, _RECHECKS = 1e-2, 2
 _SAME = 1.0 - 1e-9
 _ALIKE = 1.0 - 1e-6
@@ -118,6 +118,7 @@ class _Spreading:
     def solved(self, starts: list[Configuration]) -> Spread:
         assert self._problem.coefficients is not None
         classes = torch.unique(self._problem.coefficients, dim=0, return_inverse=True)[1]
+        self._classes = classes
         pooled = RayProgram(self._problem, classes, starts[0].offset)
         single = RayProgram(self._problem, self._problem.start().sigma, starts[0].offset)
         pool = single.rays.directions
@@ -133,7 +134,7 @@ class _Spreading:
                 self._pool(pooled)
                 pool = torch.cat([pool, pooled.rays.directions])
                 single.offset = pooled.offset
-            self._spread(single, _distinct(pool, _SAME))
+            self._spread(single, pooled, _distinct(pool, _SAME))
         except BudgetExhausted:
             if not math.isfinite(self._bound):
                 raise
@@ -205,7 +206,7 @@ class _Spreading:
         for _ in range(_POOLED_ROUNDS):
             total = self._correct(program)
             program.prune()
-            directions, group = self._candidates(program, groups)
+            directions, group = self._candidates(program, program.rays)
             radii = program.radii(self._lam, directions)[group, torch.arange(len(group))]
             longest = torch.zeros_like(program.count).scatter_reduce(0, group, radii, "amax")
             bound = self._value - float((self._lam * program.output).sum()) + self._fixed()
@@ -226,15 +227,20 @@ class _Spreading:
         offset = self._problem.best_offset(self._lam)
         return float(self._lam.sum(0) @ offset) + self._problem.offset_price(offset)
 
-    def _candidates(self, program: RayProgram, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """Return directions (b, d) near local maxima of the radius, and their groups (b,)."""
+    def _candidates(self, program: RayProgram, rays: Rays) -> tuple[Tensor, Tensor]:
+        """Return directions (b, d) near local maxima of the radius, and their groups (b,).
+
+        Args:
+            program: Groups of equal coefficients.
+            rays: Where to begin, beside the data and random directions.
+        """
         X, kappa = self._problem.features, self._problem.stiffness
         random = torch.randn(32, X.shape[1], generator=self._generator, dtype=torch.float64).to(X)
         data = X[torch.randint(len(X), (32,), generator=self._generator).to(X.device)]
         common = _unit(torch.cat([random, data, program.anchors]))
         parts, owners = [], []
-        for g in groups.tolist():
-            tried = torch.cat([program.rays.directions[program.rays.group == g], common])
+        for g in range(len(program.count)):
+            tried = torch.cat([rays.directions[rays.group == g], common])
             radii = program.radii(self._lam, tried)[g]
             top = radii.topk(min(_TRIED, len(radii)))
             parts.append(top.values.clamp_min(0.0).unsqueeze(1) * tried[top.indices])
@@ -254,7 +260,8 @@ class _Spreading:
 
     # -- the second stage: every particle for itself ---------------------------------------------
 
-    def _spread(self, program: RayProgram, pool: Tensor) -> None:
+    def _spread(self, program: RayProgram, pooled: RayProgram, pool: Tensor) -> None:
+        searches = not self._respond.is_exact
         inner = _INNER if self._model.is_exact else _DEAR_INNER
         waiting, reference, confirmations = 0, -math.inf, 0
         for _ in range(_ROUNDS):
@@ -270,7 +277,10 @@ class _Spreading:
                 program.add(pool[best[rows]], rows)
                 total = self._correct(program)
             program.prune()
-            self._respond.learn(program.rays.directions)
+            if searches:
+                own = replace(program.rays, group=self._classes[program.rays.group])
+                met = self._candidates(pooled, own)[0]
+                self._respond.learn(torch.cat([program.rays.directions, met]))
             response = self._respond.quick(self._lam)
             hoped = self._hoped(program, response.value)
             reference, waiting = max(reference, hoped), 0 if hoped > reference else waiting + 1

@@ -16,10 +16,10 @@ _REFINEMENT = 40
 # Best entries of the dictionary that are refined, per particle.
 _REFINED = 8
 _OFF_KINKS = 1e-6
-# (entries refined per particle, rounds, first step in units of 1/kappa). A short first step comes to
-# the nearest minimum soon, a long one jumps over kinks and finds more of them.
+# (entries refined per particle, rounds, first step in units of 1/kappa). A short first step
+# comes to the nearest minimum soon, a long one jumps over kinks and finds more of them.
 _QUICK = ((4, 40, 1e-2),)
-_THOROUGH = ((16, 60, 1e-2), (8, 120, 1.0))
+_THOROUGH = ((8, 60, 1e-2), (4, 120, 1.0))
 
 
 class Dictionary:
