@@ -145,8 +145,10 @@ class ClosureOptimizer(Optimizer, ABC, Generic[Report]):
         if closure is None:
             raise RuntimeError(
                 f"{type(self).__name__}.step needs a closure:\n{CLOSURE_HELP}\n"
-                "Gradient scalers (precision 16-mixed, DeepSpeed) call step() without one: use "
-                'precision "bf16-mixed" or "32-true" there'
+                "Some frameworks call step() without one. Hugging Face Trainer and ignite's "
+                "create_supervised_trainer: the page on frameworks in the documentation has the "
+                "lines that change it. Gradient scalers (precision 16-mixed, DeepSpeed): use "
+                'precision "bf16-mixed" or "32-true"'
             )
         if not callable(closure):
             raise TypeError(
