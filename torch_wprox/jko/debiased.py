@@ -23,9 +23,11 @@ from torch_wprox.jko.problem import JKOProblem, Method, Solution
 from torch_wprox.report import Status
 
 _SELF_ITERATIONS = 500
-# High-frequency modes of p converge slowly when epsilon > 2 dx^2 and matter for nothing: the
-# objective decides, by its fall in a round relative to its terms.
-_FLAT = 1e-6
+FLAT = 3e-5
+"""How far J may stay above its minimum, relative to its terms, if nothing else is said.
+
+High-frequency modes of p converge slowly when epsilon > 2 dx^2 and matter for nothing.
+"""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def solve_debiased(
     method: Method,
     start: Tensor | None,
     *,
+    tolerance: float = FLAT,
     max_rounds: int,
 ) -> Debiased:
     """Solve the debiased step.
@@ -79,6 +82,8 @@ def solve_debiased(
         problem: The plain step.
         method: Solves a plain step.
         start: For the first round.
+        tolerance: The rounds end when J is above its minimum by this share of its terms, as its
+            last fall tells.
         max_rounds: Rounds allowed; 1 gives a step that never raises f, more its minimum.
     """
     q, epsilon = problem.q, problem.epsilon
@@ -108,7 +113,8 @@ def solve_debiased(
         found, found_xid = solved(trial, now.start)
         rounds, iterations = rounds + 1, iterations + found.iterations
         fall = now.objective - found.objective
-        flat = _FLAT * (abs(now.objective) + abs(problem.tau * now.loss))
+        # Accelerated, J_k - min J is C/k^2: round k leaves k/2 times what it gained.
+        flat = tolerance * 2 / rounds * (abs(now.objective) + abs(problem.tau * now.loss))
         if not fall >= 0 and beta > 0.0:
             before, momentum = None, 0
             continue
@@ -118,6 +124,9 @@ def solve_debiased(
             history.append(now.objective)
         if not fall > flat:
             break
+    else:
+        if rounds >= max_rounds > 1 and now.status is Status.CONVERGED:
+            now = replace(now, status=Status.MAX_ITER)
     return Debiased(now, rounds, iterations, tuple(history))
 
 

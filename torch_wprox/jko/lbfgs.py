@@ -39,6 +39,7 @@ class _Iterate:
         grad: Its gradient.
         noise: Rounding error of the value.
         gap: |v - u| relative to u.
+        scale: Length of a step along -grad of the size of v - u, where no curvature is known.
     """
 
     v: Tensor
@@ -46,6 +47,7 @@ class _Iterate:
     grad: Tensor
     noise: float
     gap: float
+    scale: float
 
 
 def solve_lbfgs(
@@ -67,12 +69,15 @@ def solve_lbfgs(
         answer = response(lam)
         apart = v - answer.output
         value = float(lam @ apart) - tau * h.value - answer.cost
+        grad = tau * loss.curvature_along(v, h.grad, apart)
+        along = float(grad @ apart)
         return _Iterate(
             v,
             value if math.isfinite(value) else math.inf,
-            tau * loss.curvature_along(v, h.grad, apart),
+            grad,
             rounding * (abs(tau * h.value) + abs(answer.cost) + float(lam.abs() @ v.abs())),
             float(apart.norm() / (answer.output.norm() + rounding)),
+            float(apart @ apart) / along if along > 0 else 1.0,
         )
 
     def root(v: Tensor) -> Point:
@@ -93,9 +98,13 @@ def solve_lbfgs(
             if found.size <= tolerance:
                 return solution_of(found, iteration, Status.CONVERGED)
             target = 0.1 * now.gap
-        following = _weak_wolfe(at, now, -_inverse_hessian(now.grad, pairs))
+        direction = _inverse_hessian(now.grad, pairs) if pairs else now.scale * now.grad
+        following = _weak_wolfe(at, now, -direction)
         if following is None:
-            break
+            if not pairs:
+                break
+            pairs.clear()  # they may mislead: once more without
+            continue
         s, y = following.v - now.v, following.grad - now.grad
         if float(s @ y) > 1e-12 * float(s.norm() * y.norm()):
             pairs.append((s, y))
@@ -106,6 +115,8 @@ def solve_lbfgs(
     found = root(now.v)
     if found.size <= tolerance:
         return solution_of(found, iteration, Status.CONVERGED)
+    # The dual may be far from the primal value where it has not converged.
+    found = min(found, first, key=lambda p: p.value)
     last = iteration + 1 >= max_iterations
     return solution_of(found, iteration, Status.MAX_ITER if last else Status.STALLED)
 

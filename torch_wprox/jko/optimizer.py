@@ -17,6 +17,7 @@ from torch_wprox.closure.optimizer import ClosureOptimizer
 from torch_wprox.closure.ranks import process_group_of
 from torch_wprox.closure.runner import ClosureRunner
 from torch_wprox.closure.watch import Callback, Watch
+from torch_wprox.jko.debiased import FLAT
 from torch_wprox.jko.plan import Plan
 from torch_wprox.jko.step import MethodName, StepOptions, take_step
 from torch_wprox.layers.grid import GridLayer, checked_measure
@@ -51,9 +52,10 @@ class EntropicJKO(ClosureOptimizer[JKOReport]):
             Algorithm 1 of the note, corrected, as a reference.
         debiased: Take the Sinkhorn divergence instead of W_eps: no spreading, f never rises.
         tolerance: On the relative residual; None: epsilon_machine^(5/8) of the weight's dtype,
-            2e-10 or 5e-5.
+            2e-10 or 5e-5. The rounds of a debiased step end when the objective is about this share
+            of its terms above its minimum; None: 3e-5.
         max_iterations: Of the method; None: 50 (newton, krylov), 500 (lbfgs), 20000 (dykstra).
-        max_rounds: Of a debiased step.
+        max_rounds: Of a debiased step; the status is "max_iter" where they are used up.
         precision: dtype in which the step is computed, whatever the dtype of the weight.
         process_group: As in the proximal optimizers. With several ranks only method="krylov".
         callback: Called at every iteration with a :class:`~torch_wprox.Progress`, whose objective
@@ -123,6 +125,7 @@ class EntropicJKO(ClosureOptimizer[JKOReport]):
             epsilon=_checked_epsilon(epsilon, layer),
             debiased=debiased,
             tolerance=finest**0.625 if tolerance is None else tolerance,
+            flat=FLAT if tolerance is None else tolerance,
             max_iterations=max_iterations,
             max_rounds=max_rounds,
             precision=precision,
@@ -193,7 +196,14 @@ class EntropicJKO(ClosureOptimizer[JKOReport]):
                 "they were not moved. report.status is 'nonfinite' at every such step, this warns "
                 "once",
             )
-        elif report.status is Status.MAX_ITER:
+        elif report.status is Status.STALLED and self.plan is None:
+            self._say_once(
+                "above",
+                f'method="{self._options.method}" found no measure below the anchor: the weights '
+                'were not moved. Take method="newton" or a smaller gamma. report.status is '
+                "'stalled' at every such step, this warns once",
+            )
+        elif report.status is Status.MAX_ITER and report.rounds < self._options.max_rounds:
             self._say_once(
                 "max_iter",
                 f'method="{self._options.method}" ended after max_iterations='

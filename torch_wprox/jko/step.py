@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_wprox.arguments import checked_count, checked_flag, checked_number
 from torch_wprox.closure.runner import ClosureRunner
 from torch_wprox.closure.watch import Watch
-from torch_wprox.jko.debiased import solve_debiased
+from torch_wprox.jko.debiased import self_potential, solve_debiased
 from torch_wprox.jko.dykstra import solve_dykstra
 from torch_wprox.jko.kernel import GridKernel
 from torch_wprox.jko.krylov import solve_krylov
@@ -38,6 +38,7 @@ class StepOptions:
         epsilon: Entropic regularisation.
         debiased: Whether the Sinkhorn divergence takes the place of W_eps.
         tolerance: On the relative residual.
+        flat: On the objective of a debiased step, relative to its terms.
         max_iterations: Of the method; None: its own default.
         max_rounds: Of a debiased step.
         precision: dtype in which the step is computed.
@@ -50,6 +51,7 @@ class StepOptions:
     epsilon: float
     debiased: bool
     tolerance: float
+    flat: float
     max_iterations: int | None
     max_rounds: int
     precision: torch.dtype
@@ -107,10 +109,15 @@ def take_step(
     found, iterations, rounds = _solved(problem, method, start, options)
     if watch.has_ended and found.status is not Status.NONFINITE:
         found = replace(found, status=Status.STOPPED)
-    if found.status is Status.NONFINITE:
+    rounding = max(torch.finfo(t).eps for t in (options.precision, weight.dtype))
+    ends_above = found.status is not Status.NONFINITE and _is_above(
+        problem, found, before, debiased=options.debiased, rounding=rounding
+    )
+    if found.status is Status.NONFINITE or ends_above:
         weight.copy_(anchor)
         runner()
-        return _unmoved(layer, found.status, before, tau, runner.runs, options), None
+        status = Status.STALLED if ends_above else found.status
+        return _unmoved(layer, status, before, tau, runner.runs, options), None
     weight.copy_(_with_mass_of(found.plan).reshape(-1))
     after = float(runner())
     applications = kernel.applications
@@ -141,8 +148,29 @@ def _solved(
     if not options.debiased:
         plain = method(problem, start)
         return plain, plain.iterations, 1
-    debiased = solve_debiased(problem, method, start, max_rounds=options.max_rounds)
+    debiased = solve_debiased(
+        problem, method, start, tolerance=options.flat, max_rounds=options.max_rounds
+    )
     return debiased.solution, debiased.iterations, debiased.rounds
+
+
+def _is_above(
+    problem: JKOProblem, found: Solution, loss: float, *, debiased: bool, rounding: float
+) -> bool:
+    """Whether the solution is worse than the anchor: W_eps(q, q) + tau f(q), or tau f(q) debiased.
+
+    A minimum is not; where a method gave up, the anchor is evaluated.
+    """
+    value = problem.tau * loss
+    if not debiased:
+        if found.status is Status.CONVERGED:
+            return False
+        q = problem.q
+        log_d = self_potential(problem.kernel, q)
+        held = torch.where(q > 0, q * log_d, 0)
+        value += problem.epsilon * float(2 * held.sum() - q.sum())
+    size = abs(value) + abs(found.objective) + abs(problem.tau * loss)
+    return found.objective > value + 64 * rounding * size
 
 
 def _method(
