@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import scale
+from benchmarks.memory import in_a_child
 
 
 @pytest.mark.slow
 def test_sliced_needs_memory_in_proportion_to_the_cloud() -> None:
-    small, large = (scale.measured(scale.Case(m, "sliced")) for m in (100_000, 400_000))
+    small, large = (in_a_child(scale.run, scale.Case(m, "sliced")) for m in (100_000, 400_000))
     assert small["finite"]
     assert large["finite"]
     # A cost matrix of 400 000 particles would be 160 000 million numbers; the ratio of a cloud's
