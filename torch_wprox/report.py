@@ -130,9 +130,9 @@ class StepReport:
         loss_before: F(W) at the anchor, weight decay included.
         loss_after: F(V) at the accepted point, weight decay included.
         objective: P(V) = F(V) + sum of d/(2 gamma) at the accepted point.
-        distance_sq: d(V, W), the squared distance that the step paid.
+        distance_sq: d(V, W), the squared distance between the new and the old point.
         wasserstein_sq: Squared 2-Wasserstein distance between V and W inside the classes, or None
-            where it was too dear to compute (more than 2000 particles, not certified).
+            where it would be too expensive (more than 2000 particles, not certified).
         frobenius_sq: Squared Frobenius distance (mean over the particles of a cloud).
         permuted_fraction: Exchanged particles over all particles, None as ``wasserstein_sq``.
         residual: 2-norm of the gradient of P at the accepted point.

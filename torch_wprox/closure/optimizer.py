@@ -57,7 +57,7 @@ class ClosureOptimizer(Optimizer, ABC, Generic[Report]):
             group of the ranks that step together.
         callback: Called as a step goes on, with a :class:`~torch_wprox.Progress`; a true answer
             ends the step at its best point. None: nobody listens.
-        seconds: Time budget of one step; when it is up, the best point so far is the step's.
+        seconds: Time budget of one step; when it is up, the step ends at the best point so far.
 
     Attributes:
         report: What the last step said of itself, None before the first.

@@ -21,9 +21,10 @@ _DENSE_UP_TO = 5000
 
 @dataclass(frozen=True)
 class Sinkhorn(Distance):
-    """Entropic approximation of W2^2 between the clouds, debiased: zero exactly at V = W.
+    r"""Entropic approximation of W2^2 between the clouds, debiased: zero exactly at V = W.
 
-        d(V, W) = S_eps(V, W) = OT_eps(V, W) - OT_eps(V, V)/2 - OT_eps(W, W)/2,   cost |v - w|^2
+    .. math:: d(V, W) = OT_\varepsilon(V, W) - \frac{OT_\varepsilon(V, V)
+        + OT_\varepsilon(W, W)}{2}, \qquad \text{cost } |v - w|^2
 
     Class by class, weighted by the share m_c/m of the class. As blur -> 0 it tends to W2^2.
 
@@ -31,7 +32,7 @@ class Sinkhorn(Distance):
         blur: Length at which transport is blurred, in the units of the particles' coordinates;
             the entropy's weight is eps = 2 blur^2 against the cost |v - w|^2.
         scaling: Ratio of the annealing in (0, 1): nearer to 1 is more accurate and slower.
-            GeomLoss's own default .5 leaves errors of ten per cent in value and gradient.
+            The default of GeomLoss, 0.5, leaves errors of ten per cent in value and gradient.
         debiased: False gives OT_eps itself, which shrinks clouds and is not 0 at V = W.
 
     Raises:

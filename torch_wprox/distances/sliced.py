@@ -18,9 +18,10 @@ _PIECE = 8_000_000
 
 @final
 class Sliced(Distance):
-    """Mean over directions of the squared Wasserstein distance of the projections.
+    r"""Mean over directions of the squared Wasserstein distance of the projections.
 
-        d(V, W) = (1/L) sum_l (1/m) sum_i (<V, t_l>_(i) - <W, t_l>_(i))^2
+    .. math:: d(V, W) = \frac1L \sum_l \frac1m \sum_i
+        \left(\langle V, t_l\rangle_{(i)} - \langle W, t_l\rangle_{(i)}\right)^2
 
     with t_l uniform on the sphere and x_(i) the i-th smallest inside a class. In expectation it is
     W2^2/D for a translation, and never above W2^2: an equal gamma moves particles further.

@@ -38,9 +38,12 @@ def prox(
     callback: Callback | None = None,
     seconds: float | None = None,
 ) -> tuple[Tensor, StepReport]:
-    """Take one proximal step of a function of a point cloud.
+    r"""Take one proximal step of a function of a point cloud.
 
-        V ~ argmin_V fn(V) + d(V, W) / (2 gamma),   fn(V) + d(V, W)/(2 gamma) <= fn(W)
+    .. math:: V \approx \arg\min_V f(V) + \frac{d(V, W)}{2\gamma}, \qquad
+        f(V) + \frac{d(V, W)}{2\gamma} \le f(W)
+
+    for f = ``fn``.
 
     Args:
         fn: A cloud (m, D) to a 0-d tensor, differentiable by autograd.

@@ -16,10 +16,11 @@ TOLERANCE_GRAD = 1e-7
 
 
 class WassersteinProx(ProximalPoint):
-    """Proximal point steps in the squared 2-Wasserstein distance between clouds of neurons.
+    r"""Proximal point steps in the squared 2-Wasserstein distance between clouds of neurons.
 
-        W_{t+1} = argmin_V F(V) + W2^2(V, W_t) / (2 gamma),
-        W2^2(V, W) = min_sigma (1/m) sum_i |V_i - W_sigma(i)|^2
+    .. math::
+        W_{t+1} = \arg\min_V F(V) + \frac{W_2^2(V, W_t)}{2\gamma}, \qquad
+        W_2^2(V, W) = \min_\sigma \frac1m \sum_i |V_i - W_{\sigma(i)}|^2
 
     with sigma a permutation inside the classes. A cloud is found in a :class:`MeanFieldLayer`, in
     one (m, D) matrix, in the weights of Linear - activation - Linear, or through
@@ -42,7 +43,7 @@ class WassersteinProx(ProximalPoint):
             group of the ranks that step together.
         callback: Called at every evaluation with a :class:`~torch_wprox.Progress`; a true answer
             ends the step at its best point.
-        seconds: Time budget of one step; when it is up, the best point so far is the step's.
+        seconds: Time budget of one step; when it is up, the step ends at the best point so far.
 
     Raises:
         ValueError: An argument is out of range; the message says the remedy.
@@ -101,9 +102,9 @@ class WassersteinProx(ProximalPoint):
 
 
 class FrobeniusProx(ProximalPoint):
-    """Proximal point steps in the mean squared distance neuron by neuron.
+    r"""Proximal point steps in the mean squared distance neuron by neuron.
 
-        W_{t+1} = argmin_V F(V) + (1/(2 gamma m)) sum_i |V_i - W_i|^2
+    .. math:: W_{t+1} = \arg\min_V F(V) + \frac{1}{2\gamma m} \sum_i |V_i - W_{t,i}|^2
 
     Clouds are found as in :class:`WassersteinProx`: they set the mass 1/m of a particle. Any other
     tensor is plain, |V - W|^2 / (2 gamma).
@@ -122,7 +123,7 @@ class FrobeniusProx(ProximalPoint):
             group of the ranks that step together.
         callback: Called at every evaluation with a :class:`~torch_wprox.Progress`; a true answer
             ends the step at its best point.
-        seconds: Time budget of one step; when it is up, the best point so far is the step's.
+        seconds: Time budget of one step; when it is up, the step ends at the best point so far.
 
     Raises:
         ValueError: An argument is out of range; the message says the remedy.

@@ -32,11 +32,11 @@ from torch_wprox.solvers.stopping import Stopping
 
 
 class ProximalPoint(ClosureOptimizer[StepReport]):
-    """Proximal point steps in a squared distance between clouds of particles.
+    r"""Proximal point steps in a squared distance between clouds of particles.
 
     One call of :meth:`step` returns an approximate minimiser of
 
-        P(V) = F(V) + sum_c d_c(V, W) / (2 gamma_c),
+    .. math:: P(V) = F(V) + \sum_c \frac{d_c(V, W)}{2\gamma_c},
 
     where F is what the closure returns, W are the parameters before the step and d_c is the squared
     distance of the c-th cloud (mass 1/m per particle) or |V - W|^2 for a plain tensor. P(V) <= P(W)

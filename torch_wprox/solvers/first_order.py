@@ -16,8 +16,8 @@ from torch_wprox.solvers.stopping import Stopping
 class FirstOrder:
     """Inner iterations of a ``torch.optim`` optimizer on P from V = W, the step size decaying to 0.
 
-    The note ran 1e6 such iterations for each step. Kept for comparison: on a function with kinks
-    it needs many more evaluations than the quasi-Newton solvers for a worse minimum.
+    For comparison with the note, which ran 1e6 such iterations for each step. On a function with
+    kinks it needs many more evaluations than the quasi-Newton solvers and ends higher.
 
     Args:
         optimizer: A class of torch.optim that steps without a closure.

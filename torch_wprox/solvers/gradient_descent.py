@@ -25,7 +25,7 @@ class GradientDescent:
 
     Args:
         step: First eta in units of m gamma (the implicit step saturates there), if that is shorter
-            than the length that the last step saw, or in the first step than a way of length 1.
+            than the length that the last step saw, or in the first step than a move of length 1.
         growth: Factor of eta after an accepted step, >= 1.
         decrease: Armijo constant in (0, 1). A quadratic of curvature L accepts steps up to
             2 (1 - decrease)/L, so a constant near 0 would admit steps that only oscillate.

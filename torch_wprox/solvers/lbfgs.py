@@ -22,7 +22,7 @@ class LBFGS:
 
     Args:
         history: Number of pairs; memory is 6 history N numbers. None: 50, as kinks want many, but
-            fewer above 20 000 numbers, down to 10: there a pair costs more than it teaches.
+            fewer above 20 000 numbers, down to 10: there a pair costs more than it gains.
         line_search: The weak Wolfe search.
 
     Raises:

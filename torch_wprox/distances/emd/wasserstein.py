@@ -22,9 +22,10 @@ _SAME_TOTAL = 1e-6
 def wasserstein_sq(
     X: ArrayLike, Y: ArrayLike, a: ArrayLike | None = None, b: ArrayLike | None = None
 ) -> Tensor:
-    """Return the squared 2-Wasserstein distance between two point clouds.
+    r"""Return the squared 2-Wasserstein distance between two point clouds.
 
-        W2^2 = min_pi sum_ij pi_ij |X_i - Y_j|^2,   pi >= 0 with marginals a and b
+    .. math:: W_2^2 = \min_\pi \sum_{ij} \pi_{ij} |X_i - Y_j|^2,
+        \qquad \pi \ge 0 \text{ with marginals } a \text{ and } b
 
     Equal sizes and uniform masses: exact assignment. Else: POT's linear program, to about 1e-14 of
     the largest |X_i - Y_j|^2. The gradient flows through the cost with the plan fixed, which is
