@@ -110,3 +110,10 @@ def squared(y: Tensor) -> Callable[[Tensor], Tensor]:
 def cross_entropy(labels: Tensor) -> Callable[[Tensor], Tensor]:
     """Cross-entropy of outputs (n, k)."""
     return lambda z: F.cross_entropy(z, labels)
+
+
+def waves(n: int = 300) -> Batch:
+    """Points (n, 2) in the square [-1, 1]^2 and a smooth function of them, (n,)."""
+    x = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (n, 2)))
+    first, second = x[:, 0], x[:, 1]
+    return x, torch.sin(3 * first) * torch.cos(2 * second) + 0.5 * torch.sin(6 * first * second)

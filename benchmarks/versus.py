@@ -1,41 +1,78 @@
-"""Full-batch training of two-layer networks: closure evaluations to a loss, beside what users know.
+"""Full-batch training: closure evaluations to a loss, beside what users would take instead.
 
-    python -m benchmarks.versus              # minutes
+    python -m benchmarks.versus              # 1000 evaluations, one seed: ten minutes
+    python -m benchmarks.versus --full       # 4000 evaluations, three seeds, all peers: two hours
     python -m benchmarks.versus --defaults   # max_eval and rho of the inexact rule: all choices
 
 Counted are evaluations (loss and gradient) until the lowest training loss seen is 1e-2, 1e-4 and
-1e-6 of the first one: medians over seeds, "-" where most seeds do not get there. Adam and SGD take
-the step size of a list that ends lowest; torch.optim.LBFGS has the strong Wolfe search.
+1e-6 of the first one: medians over seeds, "-" where most seeds do not get there. "loss" is that
+ratio at the end, where the held-out loss is taken. Every peer has several settings; the one that
+ends lowest on the first seed is the one of the row. Networks whose numbers are one cloud (ReLU, two
+layers) take WassersteinProx, those of several tanh layers FrobeniusProx with plain parameters.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
+import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import problems
+from benchmarks.peers import SOAP, SciPy
 from benchmarks.problems import Batch, Problem
 from benchmarks.table import header, machine, row, short
-from torch_wprox import FrobeniusProx, WassersteinProx
+from lightning_examples import equations
+from lightning_examples.ssbroyden import SSBroyden
+from torch_wprox import FrobeniusProx, WassersteinProx, solvers
 
 LEVELS = (1e-2, 1e-4, 1e-6)
-GAMMA = 1e3  # unless a row says otherwise: large, so that a step is nearly the whole training
+# Above so many numbers SciPy's BFGS, a few products of (N, N) matrices an iteration, takes seconds.
+SCIPY_UP_TO = 1000
+
+
+@dataclass(frozen=True)
+class Training:
+    """Parameters and their loss; which particles may be exchanged; the loss on held-out data."""
+
+    parameters: list[nn.Parameter]
+    loss: Callable[[], Tensor]
+    classes: Tensor | None = None
+    held: Callable[[], Tensor] | None = None
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers are trained."""
+        return sum(p.numel() for p in self.parameters)
+
+    @property
+    def is_cloud(self) -> bool:
+        """Whether they are the rows of one matrix of neurons."""
+        return len(self.parameters) == 1
 
 
 @dataclass(frozen=True)
 class Task:
-    """A training problem: how to make it for a seed, its held-out loss, evaluations per run."""
+    """A training problem: how to make it for a seed, evaluations of a run, seeds."""
 
     name: str
-    make: Callable[[int], tuple[Problem, Problem | None]]
-    budget: int
-    seeds: int
+    make: Callable[[int], Training]
+    budget: int = 4000
+    seeds: int = 3
+
+
+def cloud_of(problem: Problem, held: Problem | None = None) -> Training:
+    """Return the training of one cloud."""
+    V = nn.Parameter(problem.W.clone())
+    on_held = None if held is None else lambda: held.fn(V)
+    return Training([V], lambda: problem.fn(V), problem.classes, on_held)
 
 
 def joint_task(
@@ -44,138 +81,224 @@ def joint_task(
     loss: Callable[[Tensor], Callable[[Tensor], Tensor]],
     m: int,
     k: int,
-    budget: int,
-    seeds: int,
 ) -> Task:
     """M neurons with trained output weights on training and held-out data."""
 
-    def make(seed: int) -> tuple[Problem, Problem]:
-        train, held = (problems.joint(loss(y), x, m, k, seed) for x, y in data)
-        return train, held
+    def make(seed: int) -> Training:
+        return cloud_of(*(problems.joint(loss(y), x, m, k, seed) for x, y in data))
 
-    return Task(name, make, budget, seeds)
+    return Task(name, make)
+
+
+def equation_task(name: str) -> Task:
+    """A differential equation, solved by a network of 921 numbers."""
+
+    def make(seed: int) -> Training:
+        net, equation = equations.network(seed), equations.EQUATIONS[name]()
+        return Training(list(net.parameters()), lambda: equation.loss(net))
+
+    return Task(f"{name}, 2-20-20-20-1", make)
+
+
+def regression(seed: int) -> Training:
+    """Fit a smooth function of two numbers by two hidden tanh layers of 50."""
+    x, y = problems.waves()
+    net = equations.network(seed, (2, 50, 50, 1))
+    return Training(list(net.parameters()), lambda: (net(x)[:, 0] - y).square().mean())
 
 
 def tasks(fast: bool) -> Iterator[Task]:
-    """Yield the four tasks."""
+    """Yield the tasks."""
     squared, entropy = problems.squared, problems.cross_entropy
     if fast:
-        yield joint_task("diabetes", problems.diabetes(), squared, 10, 1, 40, 1)
+        yield replace(
+            joint_task("diabetes", problems.diabetes(), squared, 10, 1), budget=40, seeds=1
+        )
         return
-    yield joint_task("diabetes, m = 50", problems.diabetes(), squared, 50, 1, 1000, 3)
-    teacher = problems.teacher_student()
-    yield joint_task("teacher-student, m = 50", teacher, squared, 50, 1, 1000, 3)
+    yield joint_task("diabetes, m = 50", problems.diabetes(), squared, 50, 1)
+    yield joint_task("teacher-student, m = 50", problems.teacher_student(), squared, 50, 1)
     yield Task(
-        "five-point sine, m = 50",
-        lambda s: (problems.signed(*problems.sinus(), 50, s), None),
-        1000,
-        3,
+        "five-point sine, m = 50", lambda s: cloud_of(problems.signed(*problems.sinus(), 50, s))
     )
-    yield joint_task("digits, m = 200", problems.digits(300), entropy, 200, 10, 300, 1)
+    yield equation_task("Poisson")
+    yield equation_task("Burgers")
+    digits = joint_task("digits, m = 50", problems.digits(300), entropy, 50, 10)
+    yield replace(digits, seeds=1)
+    yield Task("tanh regression, 2-50-50-1", regression, seeds=1)
+
+
+class _Spent(Exception):
+    """The budget of evaluations is used up, in the middle of a step."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Lowest training loss over the first one after each evaluation; held-out loss at the end."""
+    """Lowest training loss over the first one after each evaluation; held-out loss; seconds."""
 
     lowest: list[float]
     held: float
+    seconds: float
 
     def evaluations_to(self, level: float) -> float:
         """Return how many evaluations until the ratio is below ``level``; inf if never."""
-        return next((i + 1 for i, v in enumerate(self.lowest) if v <= level), float("inf"))
+        return next((i + 1 for i, v in enumerate(self.lowest) if v <= level), math.inf)
 
 
-def train(task: Task, seed: int, make: Callable[[Tensor, Tensor | None], Any]) -> Run:
+@dataclass(frozen=True)
+class Maker:
+    """One setting of an optimizer; ``decays``: its lr falls to 0 as a cosine over the budget."""
+
+    make: Callable[[Training], Any]
+    decays: bool = False
+
+
+def train(task: Task, seed: int, maker: Maker) -> Run:
     """Train with one optimizer until the task's budget is used up, or nothing moves any more."""
-    problem, held = task.make(seed)
-    V = torch.nn.Parameter(problem.W.clone())
-    optimizer = make(V, problem.classes)
+    training = task.make(seed)
+    optimizer = maker.make(training)
     losses: list[float] = []
+    best = [p.detach().clone() for p in training.parameters]
+
+    lowest_loss = math.inf
 
     def closure() -> Tensor:
+        nonlocal lowest_loss
+        if len(losses) >= task.budget:
+            raise _Spent
         optimizer.zero_grad()
-        loss = problem.fn(V)
+        loss = training.loss()
         loss.backward()
+        if loss.item() < lowest_loss:
+            lowest_loss = loss.item()
+            for kept, p in zip(best, training.parameters, strict=True):
+                kept.copy_(p.detach())
         losses.append(loss.item())
         return loss
 
-    while len(losses) < task.budget:
-        before = V.detach().clone()
-        optimizer.step(closure)
-        if torch.equal(before, V.detach()) and len(losses) > 1:
-            break
-    first, lowest, so_far = losses[0], [], float("inf")
-    for loss in losses[: task.budget]:
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    began = time.process_time()
+    try:
+        while True:
+            if maker.decays:
+                share = 0.5 * (1 + math.cos(math.pi * len(losses) / task.budget))
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * share
+            spent, before = len(losses), [p.detach().clone() for p in training.parameters]
+            optimizer.step(closure)
+            pairs = zip(before, training.parameters, strict=True)
+            if all(torch.equal(old, new) for old, new in pairs) and len(losses) > spent:
+                break
+            if len(losses) == spent:
+                break
+    except _Spent:
+        pass
+    seconds = time.process_time() - began
+    lowest, so_far = [], math.inf
+    for loss in losses:
         so_far = min(so_far, loss) if loss == loss else so_far
-        lowest.append(so_far / first)
+        lowest.append(so_far / losses[0])
     with torch.no_grad():
-        held_loss = float("nan") if held is None else float(held.fn(V))
-    return Run(lowest, held_loss)
+        for p, kept in zip(training.parameters, best, strict=True):
+            p.copy_(kept)
+        held = math.nan if training.held is None else float(training.held())
+    return Run(lowest, held, seconds)
 
 
-def tuned(kind: Any, rates: Sequence[float], **options: Any) -> list[Callable[..., Any]]:
-    """Return one maker per step size."""
-    return [lambda V, _, lr=lr: kind([V], lr=lr, **options) for lr in rates]
+def tuned(kind: Any, rates: Sequence[float], **options: Any) -> list[Maker]:
+    """Return two makers per step size: constant, and falling to 0."""
+    return [
+        Maker(lambda t, lr=lr: kind(t.parameters, lr=lr, **options), decays)  # type: ignore[misc]
+        for lr in rates
+        for decays in (False, True)
+    ]
 
 
-def proximal(kind: Any, **options: Any) -> list[Callable[..., Any]]:
-    """Return the maker of a proximal optimizer; classes are for the Wasserstein distance alone."""
-    options = {"gamma": GAMMA, **options}
+def proximal(gamma: float, **options: Any) -> list[Maker]:
+    """Return the maker of a proximal optimizer."""
 
-    def make(V: Tensor, classes: Tensor | None) -> Any:
-        if kind is WassersteinProx:
-            return kind([V], classes=classes, **options)
-        return kind([V], **options)
+    def make(training: Training) -> Any:
+        if training.is_cloud:
+            kind: dict[str, Any] = {"gamma": gamma, "classes": training.classes}
+            return WassersteinProx(training.parameters, **kind, **options)
+        groups = [{"params": [p], "layout": "plain"} for p in training.parameters]
+        return FrobeniusProx(groups, gamma=gamma, **options)
 
-    return [make]
-
-
-def torch_lbfgs(V: Tensor, _: Tensor | None) -> Any:
-    """Return torch's L-BFGS: 20 iterations a step, as its default."""
-    return torch.optim.LBFGS(
-        [V], line_search_fn="strong_wolfe", history_size=20, tolerance_grad=0, tolerance_change=0
-    )
+    return [Maker(make)]
 
 
-def usual() -> dict[str, list[Callable[..., Any]]]:
-    """Return the rows of the main table: name and makers, the best of which counts."""
-    return {
-        "WassersteinProx, gamma 1": proximal(WassersteinProx, gamma=1.0),
-        "WassersteinProx, gamma 1000": proximal(WassersteinProx),
-        "WassersteinProx, gamma 1e6": proximal(WassersteinProx, gamma=1e6),
-        "FrobeniusProx, gamma 1000": proximal(FrobeniusProx),
-        "torch LBFGS, strong Wolfe": [torch_lbfgs],
-        "Adam, tuned": tuned(torch.optim.Adam, (3e-3, 1e-2, 3e-2)),
-        "SGD with momentum, tuned": tuned(torch.optim.SGD, (1e-3, 1e-2, 5e-2), momentum=0.9),
+def torch_lbfgs() -> list[Maker]:
+    """Return torch's L-BFGS with few and with many pairs."""
+
+    def make(training: Training, pairs: int) -> Any:
+        return torch.optim.LBFGS(
+            training.parameters,
+            line_search_fn="strong_wolfe",
+            history_size=pairs,
+            max_iter=100,
+            tolerance_grad=0,
+            tolerance_change=0,
+        )
+
+    return [Maker(lambda t, k=k: make(t, k)) for k in (20, 100)]  # type: ignore[misc]
+
+
+def scipy(method: str, *settings: dict[str, Any]) -> list[Maker]:
+    """Return one maker per setting of a method of SciPy."""
+    return [
+        Maker(lambda t, how=how: SciPy(t.parameters, method, **how))  # type: ignore[misc]
+        for how in settings
+    ]
+
+
+def rows(full: bool) -> dict[str, list[Maker]]:
+    """Return the rows of the main table: name and settings, the best of which counts."""
+    long = {"maxiter": 100_000, "maxfun": 100_000, "ftol": 0.0, "gtol": 0.0}
+    found = {
+        "ours, gamma 1": proximal(1.0),
+        "ours, gamma 1000": proximal(1e3),
+        "ours, gamma 1e10": proximal(1e10),
+        'ours, gamma 1e10, solver="bfgs"': proximal(1e10, solver="bfgs"),
+        'ours, gamma 1e10, solver="lbfgs"': proximal(1e10, solver="lbfgs"),
+        "ours, gamma 1e10, LBFGS(history=200)": proximal(1e10, solver=solvers.LBFGS(200)),
+        "SSBroyden, published form": [Maker(lambda t: SSBroyden(t.parameters))],
+        "torch LBFGS, strong Wolfe": torch_lbfgs(),
+        "SciPy L-BFGS-B": scipy("L-BFGS-B", {**long, "maxcor": 10}, {**long, "maxcor": 100}),
+        "SciPy BFGS": scipy("BFGS", {"gtol": 0.0, "maxiter": 100_000}),
+        "Adam": tuned(torch.optim.Adam, (1e-3, 3e-3, 1e-2, 3e-2)),
+        "SOAP": tuned(SOAP, (1e-3, 3e-3, 1e-2, 3e-2)),
     }
+    if not full:
+        for name in ("SOAP", "SciPy BFGS", "ours, gamma 1e10, LBFGS(history=200)"):
+            del found[name]
+    return found
 
 
-def defaults() -> dict[str, list[Callable[..., Any]]]:
+def defaults() -> dict[str, list[Maker]]:
     """Return the choices of max_eval, gamma and rho."""
-    rows = {}
-    for gamma in (1.0, 1e3):
+    found = {}
+    for gamma in (1.0, 1e3, 1e10):
         for max_eval in (10, 30, 100, 300):
             for rho in (None, 0.5, 0.9):
                 if rho is None or max_eval == 100:
                     name = f"gamma {gamma:g}, max_eval {max_eval}, inexact {rho}"
-                    options = {"gamma": gamma, "max_eval": max_eval, "inexact": rho}
-                    rows[name] = proximal(WassersteinProx, **options)
-    return rows
+                    found[name] = proximal(gamma, max_eval=max_eval, inexact=rho)
+    return found
 
 
-def line(task: Task, name: str, makers: list[Callable[..., Any]]) -> str:
-    """Return one row: the maker that ends lowest on median."""
+def line(task: Task, name: str, makers: list[Maker]) -> str:
+    """Return one row: of the setting that ends lowest on the first seed."""
     middle = statistics.median
-    runs = [[train(task, s, make) for s in range(task.seeds)] for make in makers]
-    best = min(runs, key=lambda rs: middle(r.lowest[-1] for r in rs))
+    first = [train(task, 0, maker) for maker in makers]
+    at = min(range(len(makers)), key=lambda i: first[i].lowest[-1])
+    runs = [first[at], *(train(task, seed, makers[at]) for seed in range(1, task.seeds))]
     cells = []
     for level in LEVELS:
-        count = middle(r.evaluations_to(level) for r in best)
-        cells.append(f"{count:g}" if count < float("inf") else "-")
-    held = middle(r.held for r in best)
-    ends = short(middle(r.lowest[-1] for r in best))
-    return row([task.name, name, *cells, ends, short(held) if held == held else ""])
+        count = middle(run.evaluations_to(level) for run in runs)
+        cells.append(f"{count:g}" if count < math.inf else "-")
+    held = middle(run.held for run in runs)
+    ms = middle(1e3 * run.seconds / len(run.lowest) for run in runs)
+    ends = short(middle(run.lowest[-1] for run in runs))
+    return row([task.name, name, *cells, ends, short(held) if held == held else "", f"{ms:.2f}"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -183,19 +306,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--defaults", action="store_true", help="the choices of the defaults")
     parser.add_argument("--fast", action="store_true", help="one small problem")
-    parser.add_argument("--seeds", type=int, help="at most so many for each task")
+    parser.add_argument("--full", action="store_true", help="4000 evaluations, 3 seeds, all peers")
+    parser.add_argument("--seeds", type=int, help="runs of each, with other initialisations")
+    parser.add_argument("--budget", type=int, help="evaluations of each run")
     parser.add_argument("--only", default="", help="tasks whose name begins so")
+    parser.add_argument("--peers", default="", help="rows whose name contains this")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     print(machine() + "\n")
     levels = [f"to {level:g}" for level in LEVELS]
-    print(header(["task", "optimizer", *levels, "loss at the end", "held-out loss"]), flush=True)
+    heads = ["task", "optimizer", *levels, "loss", "held-out loss", "ms per evaluation"]
+    print(header(heads), flush=True)
     for task in tasks(args.fast):
         if not task.name.startswith(args.only):
             continue
-        task = replace(task, seeds=min(task.seeds, args.seeds or task.seeds))
-        for name, makers in (defaults() if args.defaults else usual()).items():
-            print(line(task, name, makers), flush=True)
+        if not (args.full or args.fast):
+            task = replace(task, budget=1000, seeds=1)
+        task = replace(task, budget=args.budget or task.budget, seeds=args.seeds or task.seeds)
+        for name, makers in (defaults() if args.defaults else rows(args.full)).items():
+            is_slow = name == "SciPy BFGS" and task.make(0).numbers > SCIPY_UP_TO
+            if args.peers in name and not is_slow:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of SciPy's line searches that end at rounding
+                    print(line(task, name, makers), flush=True)
 
 
 if __name__ == "__main__":

@@ -86,14 +86,23 @@ COUNTS: list[tuple[Callable[..., Any], str]] = [
     *((jko, name) for name in ("max_iterations", "max_rounds")),
     *((torch_wprox.Global, name) for name in ("max_iter", "starts", "polish")),
     *((Sliced, "projections"), (LBFGS, "history"), (WeakWolfe, "max_trials")),
-    *((BFGS, "remember"), (Auto, "dense_up_to"), (grid, "out_features")),
+    *((BFGS, "remember"), (Auto, "dense_up_to"), (Auto, "remember"), (grid, "out_features")),
     *((layer, name) for name in ("in_features", "width", "out_features")),
 ]
 FLAGS: list[tuple[Callable[..., Any], str]] = [
     *((grid, "bias"), (layer, "bias"), (layer, "output_bias")),
     *((jko, "debiased"), (Sinkhorn, "debiased")),
 ]
-OPTIONAL = {"gamma", "lr", "inexact", "epsilon", "tolerance", "max_iterations", "history"}
+OPTIONAL = {
+    "gamma",
+    "lr",
+    "inexact",
+    "epsilon",
+    "tolerance",
+    "max_iterations",
+    "history",
+    "remember",
+}
 
 
 def ids(cases: list[tuple[Callable[..., Any], str]]) -> list[str]:
