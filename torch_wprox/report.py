@@ -165,11 +165,14 @@ class StepReport:
     lower_bound: float | None = None
     gap: float | None = None
     certified: bool = False
+    max_eval: int | None = None
+    is_same_loss: bool | None = None
 
     def __str__(self) -> str:
         """Return the numbers that a reader looks for, in three or four short lines."""
+        another = " of another loss than the last step's" if self.is_same_loss is False else ""
         lines = [
-            f"{self.status} after {counted(self.evaluations, 'evaluation')}: "
+            f"{self.status} after {counted(self.evaluations, 'evaluation')}{another}: "
             f"loss {self.loss_before:.6g} -> {self.loss_after:.6g}",
             f"objective {self.objective:.6g}, residual {self.residual:.3g}",
             f"squared distance {self.distance_sq:.4g}{self._moved()}",

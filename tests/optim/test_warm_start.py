@@ -85,7 +85,7 @@ def carried_by(gamma: float, remember: int | None) -> tuple[WassersteinProx, Mea
 def test_a_state_dict_is_as_large_as_remember_says(remember: int | None, numbers: int) -> None:
     opt, _ = carried_by(1.0, remember)
     carried = opt.state_dict()["prox"]["carried"]
-    memory = {} if carried is None else carried["memory"]
+    memory = carried["memory"] or {}
     assert sum(v.numel() for v in memory.values() if isinstance(v, Tensor)) == numbers
 
 

@@ -90,6 +90,7 @@ class Global:
     seed: int = 0
 
     name = "global"
+    is_local = False
 
     def __post_init__(self) -> None:
         for option in ("tolerance_gap", "tolerance_bound"):

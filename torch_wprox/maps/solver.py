@@ -66,6 +66,7 @@ class ConvexMap:
     seed: int = 0
 
     name = "map"
+    is_local = False
 
     def __post_init__(self) -> None:
         self._network(1)

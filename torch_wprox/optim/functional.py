@@ -15,7 +15,8 @@ from torch_wprox.distances.base import Distance
 from torch_wprox.objective import Block, Objective
 from torch_wprox.optim import step
 from torch_wprox.optim.catalog import distance_named, solver_named
-from torch_wprox.optim.optimizers import MAX_EVAL, TOLERANCE_GRAD
+from torch_wprox.optim.effort import FULL
+from torch_wprox.optim.optimizers import TOLERANCE_GRAD
 from torch_wprox.particles.layouts import labels_of
 from torch_wprox.particles.views import compute_dtype
 from torch_wprox.report import Status, StepReport, unmoved
@@ -32,7 +33,7 @@ def prox(
     solver: str | Solver = "auto",
     classes: Tensor | Sequence[int] | None = None,
     weight_decay: float = 0.0,
-    max_eval: int = MAX_EVAL,
+    max_eval: int = FULL,
     tolerance_grad: float = TOLERANCE_GRAD,
     inexact: float | None = None,
     callback: Callback | None = None,
@@ -129,7 +130,7 @@ def prox(
     )
     status, _ = step.minimized(objective, chosen_solver, stopping, None)
     evaluations = max_eval - objective.evaluations_left
-    report = step.report_of(objective, status, objective.best, evaluations)
+    report = step.report_of(objective, status, objective.best, evaluations, max_eval=max_eval)
     return objective.best.point.view(shape).to(kind), report
 
 

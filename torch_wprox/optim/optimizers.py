@@ -11,7 +11,6 @@ from torch_wprox.distances.base import Distance
 from torch_wprox.optim.proximal_point import ProximalPoint
 from torch_wprox.solvers.base import Solver
 
-MAX_EVAL = 100
 TOLERANCE_GRAD = 1e-7
 
 
@@ -36,7 +35,9 @@ class WassersteinProx(ProximalPoint):
         classes: "sign": frozen output weights are exchanged only where they are equal; None: all
             are exchangeable, as in the first experiments of the note; or integer labels (m,).
         weight_decay: F gets (weight_decay/2)|V|^2, in closed form inside the prox (implicit).
-        max_eval: Closure evaluations allowed in one step, the first and the last included.
+        max_eval: Closure evaluations allowed in one step, the first and the last included. None:
+            100 in the first step and while the loss stays one function, 5 in a step whose loss is
+            another one than in the last step, as on minibatches; ``report.max_eval`` says which.
         tolerance_grad: Converged when |grad P| <= tolerance_grad |grad F(W)|.
         inexact: rho of the rule |grad P| <= rho |V - W_sigma|/(m gamma), None to switch it off.
         process_group: "auto" (the default group if torch.distributed is initialised), None, or the
@@ -77,7 +78,7 @@ class WassersteinProx(ProximalPoint):
         solver: str | Solver = "auto",
         classes: str | Tensor | None = "sign",
         weight_decay: float = 0.0,
-        max_eval: int = MAX_EVAL,
+        max_eval: int | None = None,
         tolerance_grad: float = TOLERANCE_GRAD,
         inexact: float | None = None,
         process_group: Any = "auto",
@@ -116,7 +117,9 @@ class FrobeniusProx(ProximalPoint):
         lr: Another name of ``gamma`` for tools that pass it; ``gamma`` wins when both are given.
         solver: "auto", "gd", "adam", "bfgs", "lbfgs", "global", "map", or an object with options.
         weight_decay: F gets (weight_decay/2)|V|^2, in closed form inside the prox (implicit).
-        max_eval: Closure evaluations allowed in one step, the first and the last included.
+        max_eval: Closure evaluations allowed in one step, the first and the last included. None:
+            100 in the first step and while the loss stays one function, 5 in a step whose loss is
+            another one than in the last step, as on minibatches; ``report.max_eval`` says which.
         tolerance_grad: Converged when |grad P| <= tolerance_grad |grad F(W)|.
         inexact: rho of the rule |grad P| <= rho |V - W|/(m gamma), None to switch it off.
         process_group: "auto" (the default group if torch.distributed is initialised), None, or the
@@ -152,7 +155,7 @@ class FrobeniusProx(ProximalPoint):
         lr: float | Tensor | None = None,
         solver: str | Solver = "auto",
         weight_decay: float = 0.0,
-        max_eval: int = MAX_EVAL,
+        max_eval: int | None = None,
         tolerance_grad: float = TOLERANCE_GRAD,
         inexact: float | None = None,
         process_group: Any = "auto",

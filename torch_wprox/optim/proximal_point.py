@@ -21,7 +21,7 @@ from torch_wprox.closure.runner import ClosureRunner
 from torch_wprox.closure.watch import Callback, Watch
 from torch_wprox.distances.base import Distance
 from torch_wprox.objective import Objective
-from torch_wprox.optim import step, warm_start
+from torch_wprox.optim import effort, step, warm_start
 from torch_wprox.optim.blocks import blocks_of
 from torch_wprox.optim.catalog import distance_named, solver_named
 from torch_wprox.particles import layouts
@@ -66,7 +66,7 @@ class ProximalPoint(ClosureOptimizer[StepReport]):
         solver: str | Solver,
         classes: layouts.Classes,
         weight_decay: float,
-        max_eval: int,
+        max_eval: int | None,
         tolerance_grad: float,
         inexact: float | None,
         process_group: Any,
@@ -77,7 +77,7 @@ class ProximalPoint(ClosureOptimizer[StepReport]):
         self._distance = distance_named(distance)
         self._solver = solver_named(solver)
         self._classes = layouts.checked_classes(classes)
-        self._max_eval = checked_count("max_eval", max_eval)
+        self._max_eval = None if max_eval is None else checked_count("max_eval", max_eval)
         self._stopping = Stopping(tolerance_grad, inexact)
         self._carried: warm_start.Carried | None = None
         self._length: float | None = None
@@ -132,13 +132,15 @@ class ProximalPoint(ClosureOptimizer[StepReport]):
         anchor = flat.read()
         grad = flat.read_grad(anchor)
         function = FlatLoss(flat, runner)
+        is_same_loss = warm_start.is_same_loss(self._carried, loss, grad)
+        max_eval = effort.allowed(self._max_eval, is_same_loss, self._solver)
         objective = Objective(
             blocks_of(flat, anchor, [group for _, group in movable], self._distance, runner.agree),
             function,
             anchor,
             loss,
             grad,
-            budget=self._max_eval - 2,  # one is spent, one is kept for the accepted point
+            budget=max_eval - 2,  # one is spent, one is kept for the accepted point
             agree=runner.agree,
             length=self._length,
             watch=watch,
@@ -150,11 +152,7 @@ class ProximalPoint(ClosureOptimizer[StepReport]):
         end = objective.project(accepted.point)
         if accepted is not objective.last or not function.is_current:
             function(end)  # logs, buffers and gradients are those of the accepted parameters
-        carried = (
-            None
-            if memory is None
-            else warm_start.Carried(memory, runner.last_loss.item(), flat.read_grad(end))
-        )
+        carried = warm_start.Carried(memory, runner.last_loss.item(), flat.read_grad(end))
         if accepted is objective.start:
             restore(parameters, snapshot)  # to the bit, whatever the coordinates of the view
         if status is Status.NONFINITE:
@@ -165,7 +163,14 @@ class ProximalPoint(ClosureOptimizer[StepReport]):
                 "this warns once",
             )
         self._carried, self._length = carried, length
-        return step.report_of(objective, status, accepted, runner.runs)
+        return step.report_of(
+            objective,
+            status,
+            accepted,
+            runner.runs,
+            max_eval=max_eval,
+            is_same_loss=is_same_loss,
+        )
 
     def _movable_views(self) -> list[tuple[layouts.View, dict[str, Any]]]:
         """Return the views that may move, with their groups: gamma > 0 and a gradient."""

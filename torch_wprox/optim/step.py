@@ -40,7 +40,13 @@ def minimized(
 
 
 def report_of(
-    objective: Objective, status: Status, accepted: Evaluation, evaluations: int
+    objective: Objective,
+    status: Status,
+    accepted: Evaluation,
+    evaluations: int,
+    *,
+    max_eval: int,
+    is_same_loss: bool | None = None,
 ) -> StepReport:
     """Return the report of a step that accepted ``accepted``.
 
@@ -52,11 +58,15 @@ def report_of(
         status: Why the solver ended.
         accepted: The point now in the parameters.
         evaluations: Closure evaluations in all.
+        max_eval: Those allowed.
+        is_same_loss: Whether the loss was that of the last step.
     """
     bound = objective.bound
     known: dict[str, Any] = {
         "status": status,
         "evaluations": evaluations,
+        "max_eval": max_eval,
+        "is_same_loss": is_same_loss,
         "loss_before": objective.start.loss,
         "loss_after": accepted.loss,
         "lower_bound": None if bound is None else bound.lower_bound,

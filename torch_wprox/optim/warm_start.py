@@ -14,6 +14,8 @@ from torch_wprox.objective import Objective
 # A closure on other data moves loss and gradient by far more; a device that adds in another order
 # by far less.
 _SAME = 1e-6
+# All data in another order, in float32 near a minimum, where the gradient is small.
+_ALIKE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,12 @@ class Carried:
     """A solver's memory, with loss and gradient of F at the parameters that the step accepted.
 
     Attributes:
-        memory: Plain numbers and tensors, as the solver returned them.
+        memory: Plain numbers and tensors, as the solver returned them; None if it keeps nothing.
         loss: F at the accepted parameters.
         grad: Its gradient, (N,).
     """
 
-    memory: dict[str, Any]
+    memory: dict[str, Any] | None
     loss: float
     grad: Tensor
 
@@ -45,12 +47,16 @@ class Carried:
             [state.get(k) for k in ("memory", "loss", "grad")] if _is_dict(state) else [None] * 3
         )
         memory, loss, grad = parts
-        if not (_is_dict(memory) and isinstance(loss, float) and isinstance(grad, Tensor)):
+        if not (
+            (memory is None or _is_dict(memory))
+            and isinstance(loss, float)
+            and isinstance(grad, Tensor)
+        ):
             raise ValueError(
                 "the state is corrupt: carried must have a dictionary 'memory', a number 'loss' "
                 f"and a tensor 'grad', got {[type(part).__name__ for part in parts]}"
             )
-        return cls(dict(memory), loss, grad)
+        return cls(None if memory is None else dict(memory), loss, grad)
 
 
 def _is_dict(value: Any) -> TypeGuard[Mapping[str, Any]]:
@@ -67,15 +73,29 @@ def recall(carried: Carried | None, loss: Tensor, grad: Tensor) -> dict[str, Any
         loss: First loss of this step, 0-d.
         grad: First gradient of this step, (N,).
     """
-    if carried is None or carried.grad.shape != grad.shape or carried.grad.dtype != grad.dtype:
-        return None
-    # Negated, so that a NaN is never the same.
-    if not abs(carried.loss - loss.item()) <= _SAME * abs(carried.loss):
-        return None
-    before = carried.grad.to(grad.device)
-    if not torch.linalg.vector_norm(before - grad) <= _SAME * torch.linalg.vector_norm(grad):
+    if carried is None or carried.memory is None or not _agrees(carried, loss, grad, _SAME):
         return None
     return {k: v.to(grad.device) if isinstance(v, Tensor) else v for k, v in carried.memory.items()}
+
+
+def is_same_loss(carried: Carried | None, loss: Tensor, grad: Tensor) -> bool | None:
+    """Return whether F is the function of the last step, None if there was none.
+
+    Up to a hundredth: the same data in another order are the same function, another minibatch is
+    not. Parameters that were changed between two steps make it another function, too.
+    """
+    return None if carried is None else _agrees(carried, loss, grad, _ALIKE)
+
+
+def _agrees(carried: Carried, loss: Tensor, grad: Tensor, tolerance: float) -> bool:
+    """Return whether loss (0-d) and gradient (N,) are those that the last step left."""
+    if carried.grad.shape != grad.shape or carried.grad.dtype != grad.dtype:
+        return False
+    # A comparison with a NaN is false.
+    if not abs(carried.loss - loss.item()) <= tolerance * abs(carried.loss):
+        return False
+    off = torch.linalg.vector_norm(carried.grad.to(grad.device) - grad)
+    return bool(off <= tolerance * torch.linalg.vector_norm(grad))
 
 
 def learnt_length(objective: Objective, before: float | None) -> float | None:
