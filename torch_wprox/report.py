@@ -82,18 +82,18 @@ class TransportCounts:
         refined: Assignments improved by exchanges: good ones for trial points, not proved optimal.
 
     Example:
-        >>> TransportCounts(certified=8, repaired=1) + TransportCounts(certified=2)
-        TransportCounts(certified=10, repaired=1, solved=0, refined=0)
+        >>> TransportCounts(proved=8, repaired=1) + TransportCounts(proved=2)
+        TransportCounts(proved=10, repaired=1, solved=0, refined=0)
     """
 
-    certified: int = 0
+    proved: int = 0
     repaired: int = 0
     solved: int = 0
     refined: int = 0
 
     def __add__(self, other: TransportCounts) -> TransportCounts:
         return TransportCounts(
-            self.certified + other.certified,
+            self.proved + other.proved,
             self.repaired + other.repaired,
             self.solved + other.solved,
             self.refined + other.refined,

@@ -99,7 +99,7 @@ def test_assignment_is_optimal_on_hard_case(name: str) -> None:
     V, W = hard_cases()[name]
     transport = Assignment(W, None)
     sigma = transport.trial(V)
-    assert transport.is_certified
+    assert transport.is_proved
     assert_optimal(V, W, sigma)
     assert transport.trial(V) is sigma
     assert_optimal(V, W, solve(V, W, None))
@@ -111,7 +111,7 @@ def test_a_large_class_is_optimal_on_hard_case_from_any_prices(name: str) -> Non
     transport = Assignment(W, None)
     transport.settle(-3.0 * V.flip(0))  # prices from far away
     sigma = transport.settle(V)
-    assert transport.is_certified
+    assert transport.is_proved
     assert_optimal(V, W, sigma)
     assert_optimal(V, W, Assignment(W, None).settle(V))
 
@@ -176,7 +176,7 @@ def test_a_certificate_is_never_wrong_along_a_random_walk(step: float, D: int) -
     for _ in range(200):
         V = V + step * torch.randn(M, D, dtype=torch.float64, generator=generator)
         sigma = transport.trial(V)
-        assert transport.is_certified  # small clouds are never held
+        assert transport.is_proved  # small clouds are never held
         assert_optimal(V, W, sigma)
     assert transport.counts.solved == 200
 
@@ -191,13 +191,13 @@ def test_a_large_class_settles_optimally_wherever_its_trials_were(step: float, D
     for k in range(60):
         V = V + step * torch.randn(m, D, dtype=torch.float64, generator=generator)
         sigma = transport.trial(V)
-        if transport.is_certified:
+        if transport.is_proved:
             assert_optimal(V, W, sigma)
         if k % 20 == 19:
             assert_optimal(V, W, transport.settle(V))
-            assert transport.is_certified
+            assert transport.is_proved
             assert transport.settle(V) is transport.settle(V)
-    assert transport.counts.certified > 0 or step > 1e-4
+    assert transport.counts.proved > 0 or step > 1e-4
 
 
 def test_small_moves_of_a_large_class_cost_no_solve() -> None:
@@ -208,7 +208,7 @@ def test_small_moves_of_a_large_class_cost_no_solve() -> None:
     for k in range(20):
         V = W + radius * torch.tensor([np.cos(k), np.sin(k)])
         assert torch.equal(transport.settle(V), torch.arange(m))
-    assert transport.counts == TransportCounts(certified=20)
+    assert transport.counts == TransportCounts(proved=20)
 
 
 @given(
@@ -232,7 +232,7 @@ def test_classes_of_any_size_and_order_are_solved_apart(
     transport = Assignment(W, labels)
     for point in (W + 0.1 * V, V, -V, W):
         sigma = transport.trial(point)
-        assert transport.is_certified
+        assert transport.is_proved
         assert_optimal(point, W, sigma, labels)
 
 
@@ -242,7 +242,7 @@ def test_large_classes_are_held_a_few_evaluations_and_settle_exactly(m: int, D: 
     transport = Assignment(W, None)
     identity = sigma = transport.trial(V)
     assert torch.equal(identity, torch.arange(m))
-    assert not transport.is_certified
+    assert not transport.is_proved
     held = 1
     while sigma is identity:
         sigma = transport.trial(V)
@@ -250,10 +250,10 @@ def test_large_classes_are_held_a_few_evaluations_and_settle_exactly(m: int, D: 
     assert 1 < held < 20
     assert cost(V, W, sigma) < cost(V, W, identity)
     assert transport.trial(V + 0.5 * cloud(m, D, 22)) is sigma
-    assert not transport.is_certified
+    assert not transport.is_proved
     end = V + cloud(m, D, 23)
     sigma = transport.settle(end)
-    assert transport.is_certified
+    assert transport.is_proved
     assert_optimal(end, W, sigma)
 
 
@@ -316,7 +316,7 @@ def test_a_point_that_is_not_finite_keeps_the_assignment_unproved(m: int) -> Non
     for assign in (Assignment.trial, Assignment.settle):
         transport = Assignment(W, None)
         assert torch.equal(assign(transport, V), torch.arange(m))
-        assert not transport.is_certified
+        assert not transport.is_proved
 
 
 def test_above_the_exact_size_there_is_an_upper_bound_that_is_never_called_exact(
@@ -327,14 +327,14 @@ def test_above_the_exact_size_there_is_an_upper_bound_that_is_never_called_exact
     W, V = cloud(m, 3, 40), cloud(m, 3, 41)
     transport = Assignment(W, None)
     sigma = transport.settle(V)
-    assert not transport.is_certified
+    assert not transport.is_proved
     assert torch.equal(sigma.sort().values, torch.arange(m))
     exact = scipys_cost(V, W)
     assert exact <= cost(V, W, sigma) <= cost(V, W, torch.arange(m))
     assert cost(V, W, sigma) < 1.5 * exact
     near = Assignment(W, None)
     assert torch.equal(near.settle(1.001 * W + 3.0), torch.arange(m))
-    assert near.is_certified  # the balls of the identity prove it in any size
+    assert near.is_proved  # the balls of the identity prove it in any size
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -343,7 +343,7 @@ def test_the_arithmetic_is_float64_whatever_the_parameters_are(dtype: torch.dtyp
     V = (W.double() + 1e-3 * cloud(M, 2, 51)).float()
     transport = Assignment(W, None)
     sigma = transport.trial(V)
-    assert transport.is_certified
+    assert transport.is_proved
     assert_optimal(V.double(), W.double(), sigma)
 
 

@@ -38,7 +38,7 @@ class AnchoredDuck:
     """All the names of an anchored distance, and no base class."""
 
     is_quadratic = False
-    is_certified = False
+    is_proved = False
     assignment = None
     counts = TransportCounts()
 

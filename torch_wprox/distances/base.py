@@ -70,7 +70,7 @@ class AnchoredDistance(ABC):
         return None
 
     @property
-    def is_certified(self) -> bool:
+    def is_proved(self) -> bool:
         """Whether the assignment in force is proved optimal for the last V."""
         return False
 

@@ -76,7 +76,7 @@ def descend(
 class _Nothing(AnchoredDistance):
     """No distance: the objective of theta is complete as it is."""
 
-    is_certified = True
+    is_proved = True
 
     def evaluate(self, V: Tensor) -> DistanceValue:
         return DistanceValue(torch.zeros((), dtype=V.dtype, device=V.device), torch.zeros_like(V))

@@ -117,7 +117,7 @@ def _optimal_assignment(block: Block, V: Tensor, W: Tensor) -> Tensor | None:
 
     It is the one in force where that is proved, else a fresh one, for clouds that are not large.
     """
-    if block.distance.is_certified:
+    if block.distance.is_proved:
         return block.distance.assignment
     transport = Assignment(W, block.classes)
     if block.m <= _FRESH_UP_TO:

@@ -46,9 +46,9 @@ class Assignment:
             self._parts.append((Solved if size <= _SMALL else Held)(points, rows))
 
     @property
-    def is_certified(self) -> bool:
+    def is_proved(self) -> bool:
         """Whether sigma is known to be optimal for the last V."""
-        return all(part.is_certified for part in self._parts)
+        return all(part.is_proved for part in self._parts)
 
     @property
     def counts(self) -> TransportCounts:
@@ -56,7 +56,7 @@ class Assignment:
         return sum((part.counts for part in self._parts), TransportCounts())
 
     def trial(self, V: Tensor) -> Tensor:
-        """Return an assignment (m,) for a trial point V (m, D), optimal if :attr:`is_certified`."""
+        """Return an assignment (m,) for a trial point V (m, D), optimal if :attr:`is_proved`."""
         points = on_cpu(V)
         return self._with([part for part in self._parts if part.trial(points)])
 

@@ -33,8 +33,8 @@ class _AnchoredEMD(AnchoredDistance):
         return self._sigma
 
     @property
-    def is_certified(self) -> bool:
-        return self._transport.is_certified
+    def is_proved(self) -> bool:
+        return self._transport.is_proved
 
     @property
     def counts(self) -> TransportCounts:

@@ -51,12 +51,12 @@ class Exchangeable(ABC):
     Attributes:
         rows: As given.
         sigma: The assignment in force, (m,), indices inside the class: the identity at first.
-        is_certified: Whether it is known to be optimal for the last V.
+        is_proved: Whether it is known to be optimal for the last V.
     """
 
     def __init__(self, points: Tensor, rows: slice | Integers) -> None:
         self.rows = rows
-        self.is_certified = True
+        self.is_proved = True
         self._index = rows if isinstance(rows, slice) else torch.from_numpy(rows)
         self._points = points[self._index]
         self._identity: Integers = np.arange(len(self._points))
@@ -129,10 +129,10 @@ class Solved(Exchangeable):
             R = torch.addmm(self._prices, V, self._columns, alpha=-1.0)
             found: Integers = linear_sum_assignment(R.numpy())[1]
         except ValueError:  # a NaN or an infinity
-            self.is_certified = False
+            self.is_proved = False
             return False
         self._times += 1
-        self.is_certified = True
+        self.is_proved = True
         bytes_ = found.tobytes()
         if bytes_ == self._bytes:
             return False
@@ -143,7 +143,7 @@ class Solved(Exchangeable):
         """Solve for a cloud V, and keep the identity where it is as good."""
         before = self.sigma
         self.trial(points)
-        if self.is_certified:
+        if self.is_proved:
             self._take(self.sigma, self._centred(points))
             self._bytes = self.sigma.tobytes()
         return self.sigma is not before
@@ -177,7 +177,7 @@ class Held(Exchangeable):
 
     def trial(self, points: Tensor) -> bool:
         """Hold the assignment or renew it for a cloud V; return whether it changed."""
-        self.is_certified = False
+        self.is_proved = False
         if self._hold > 0:
             self._hold -= 1
             return False
@@ -199,30 +199,26 @@ class Held(Exchangeable):
         """
         V = self._centred(points)
         if not np.isfinite(V).all():
-            self.is_certified = False
+            self.is_proved = False
             return False
-        if (
-            self.is_certified
-            and self._settled_at is not None
-            and np.array_equal(V, self._settled_at)
-        ):
+        if self.is_proved and self._settled_at is not None and np.array_equal(V, self._settled_at):
             return False  # settled at this very point
         if self._is_exact:
             changed = self._solve(V, prove=False)
         else:
             changed = self._refine(V, _LINES_AT_END)
-            self.is_certified = self.sigma is self._identity and self.proves_identity(points)
+            self.is_proved = self.sigma is self._identity and self.proves_identity(points)
         self._settled_at = V
         return changed
 
     def _solve(self, V: Floats, *, prove: bool) -> bool:
         """Prove the assignment in force optimal for V (m, D), else solve for one that is."""
-        self.is_certified = True
+        self.is_proved = True
         proof = self._proof_in_force()
         checked = proved(self._anchor, proof, V) if self._has_proofs else None
         if checked is not None:
             self._proof = checked
-            self._counts += TransportCounts(certified=1)
+            self._counts += TransportCounts(proved=1)
             return False
         found = repaired(self._anchor, proof, V, prove=prove and self._has_proofs)
         changed = self._take(found.sigma, V)
