@@ -31,6 +31,7 @@ EXAMPLES = (
     "weight_decay",
     "mean_field",
     "deeper",
+    "learn_energy",
 )
 
 

@@ -1,0 +1,49 @@
+"""The pages on convex maps say what their tables say."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+HELD = Path(__file__).parents[2] / "docs" / "gallery"
+
+
+def table(name: str) -> list[dict[str, str]]:
+    with (HELD / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def page(name: str) -> str:
+    return (HELD / f"{name}.md").read_text()
+
+
+def two(text: str) -> str:
+    """Two significant digits, as the pages print them."""
+    number = float(text)
+    shown = f"{number:.2g}"
+    digits = shown.replace("0.", "").lstrip("0")
+    return shown + "0" if number >= 1e-2 and len(digits) == 1 and "e" not in shown else shown
+
+
+def test_the_page_of_learned_energies_says_what_its_table_says() -> None:
+    said, rows = page("learn_energy"), table("learn_energy")
+    lines = {
+        "styblinski_tang": "Styblinski-Tang",
+        "rosenbrock": "Rosenbrock / 1000",
+        "oakley_ohagan": "Oakley-O'Hagan",
+        "wavy_plateau": "wavy plateau",
+        "flowers": "flowers",
+        "double_exp": "double exponential",
+    }
+    for name, title in lines.items():
+        own = [r for r in rows if r["potential"] == name and r["steps"] == "implicit"]
+        (line,) = [text for text in said.splitlines() if text.startswith(f"| {title} |")]
+        shown = [float(cell) for cell in line.strip("|").split("|")[1:]]
+        expected = [float(r["relative error"]) for r in own]
+        expected.append(min(float(r["W2 of the prediction"]) for r in own))
+        expected.append(float(own[0]["W2 to the next cloud"]))
+        assert [float(two(str(number))) for number in expected] == shown, title
+    explicit = [float(r["relative error"]) for r in rows if r["steps"] == "explicit"]
+    assert f"{two(str(min(explicit)))} to {two(str(max(explicit)))}" in said
+    learned = [float(r["relative error"]) for r in rows if r["family"] == "ridges"]
+    assert "{:.1f} %, {:.0f} % and {:.1f} %".format(*(100 * e for e in learned)) in said
