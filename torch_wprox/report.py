@@ -76,7 +76,7 @@ class TransportCounts:
     """How the assignments of a step were found, counted class by class.
 
     Attributes:
-        certified: The assignment in force was proved optimal without a solve.
+        proved: The assignment in force was proved optimal without a solve.
         repaired: Problems of larger classes solved, from prices known.
         solved: Problems of small classes solved directly.
         refined: Assignments improved by exchanges: good ones for trial points, not proved optimal.
