@@ -336,6 +336,8 @@ class Certificate:
         certified: Whether the bound is proved if the loss is convex in the output; else it is an
             estimate.
         evaluations: Closure evaluations used.
+        estimate: The higher number that the bound is estimated at, where the proof fell short of
+            it; None where best responses are exact or nothing was proved.
 
     Example:
         >>> print(Certificate(objective=2.02, lower_bound=2.0, certified=True, evaluations=9))
@@ -346,6 +348,7 @@ class Certificate:
     lower_bound: float
     certified: bool
     evaluations: int
+    estimate: float | None = None
 
     @property
     def gap(self) -> float:
@@ -365,6 +368,9 @@ class Certificate:
             f"objective {self.objective:.6g}, {kind} lower bound {self.lower_bound:.6g}, "
             f"gap {100 * self.relative_gap:.3g} %"
         )
+        if self.estimate is not None:
+            gap = (self.objective - self.estimate) / max(abs(self.estimate), 1e-300)
+            text += f", estimated {self.estimate:.6g}, gap {100 * gap:.3g} %"
         return f"{text} (proved if the loss is convex in the output)" if self.certified else text
 
 

@@ -168,11 +168,41 @@ def test_a_certificate_without_a_bound_says_so() -> None:
     assert text == "objective 2.02, no lower bound was found"
 
 
-def test_four_inputs_give_an_estimate() -> None:
+def test_four_inputs_give_an_estimate_and_a_proof_below_it() -> None:
     case = random_case(1, m=5, n=5, d=3, gamma=1.0, scale=0.5)
-    found = certify(case.layer, case.closure, case.anchor, 1.0, options=Global(max_iter=20))
-    assert not found.certified
-    assert "estimated" in str(found)
+    options = Global(max_iter=20, tolerance_proof=1e-3)
+
+    def certificate(seconds: float) -> Certificate:
+        return certify(
+            case.layer, case.closure, case.anchor, 1.0, proof_seconds=seconds, options=options
+        )
+
+    guessed, proved = certificate(0.0), certificate(20.0)
+    assert not guessed.certified
+    assert "estimated" in str(guessed)
+    assert proved.certified
+    assert proved.estimate == pytest.approx(guessed.lower_bound, rel=1e-9)
+    assert proved.lower_bound <= proved.estimate
+    # Radii are proved within 0.1 %, so the bound is within 0.2 % of what particles can gain.
+    assert proved.estimate - proved.lower_bound <= 0.01 * proved.objective
+    assert re.search("proved lower bound .*, estimated ", str(proved))
+
+
+def test_a_step_proves_its_bound_if_it_is_given_the_time() -> None:
+    case = random_case(1, m=5, n=5, d=3, gamma=1.0, scale=0.5)
+    solver = Global(max_iter=20, proof_seconds=20.0)
+    opt = WassersteinProx(case.layer.parameters(), 1.0, solver=solver)
+    opt.step(case.closure)
+    assert opt.report.certified
+    assert opt.report.lower_bound <= opt.report.objective
+
+
+def test_proof_seconds_must_not_be_negative() -> None:
+    case = random_case(1, m=5, n=5, d=3, gamma=1.0)
+    with pytest.raises(ValueError, match="proof_seconds must be >= 0"):
+        certify(case.layer, case.closure, case.anchor, 1.0, proof_seconds=-1.0)
+    with pytest.raises(ValueError, match="proof_seconds must be >= 0"):
+        Global(proof_seconds=-1.0)
 
 
 # -- training --------------------------------------------------------------------------------------

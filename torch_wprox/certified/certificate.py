@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_wprox.arguments import checked_number
+from torch_wprox.certified.bound.proof import proved
 from torch_wprox.certified.bound.relaxation import Bounded, held_against, relax
 from torch_wprox.certified.bound.training_bound import training_bound
 from torch_wprox.certified.problem.convexity import refuse_nonconvex
@@ -33,6 +35,7 @@ def certify(
     distance: str = "emd",
     classes: str | Tensor | None = "sign",
     weight_decay: float = 0.0,
+    proof_seconds: float = 10.0,
     options: Global | None = None,
 ) -> Certificate:
     r"""Bound the proximal step from an anchor, and compare the layer's present parameters with it.
@@ -52,7 +55,10 @@ def certify(
         distance: "emd" or "frobenius".
         classes: As for :class:`~torch_wprox.WassersteinProx`.
         weight_decay: F gets (weight_decay/2)|V|^2.
-        options: Tolerances of the bound; of ``tolerance_bound``, ``max_iter``, ``exact_cells``.
+        proof_seconds: Time for the proof of a bound that would be an estimate otherwise; 0: keep
+            the estimate. See :class:`Global`.
+        options: Tolerances of the bound; of ``tolerance_bound``, ``tolerance_proof``,
+            ``max_iter``, ``exact_cells``.
 
     Returns:
         The certificate of P. Its bound holds if the loss is convex in the output. That is probed,
@@ -106,7 +112,8 @@ def certify(
             weight_decay=decay,
             offset_decay=decay,
         )
-        bounded = _relaxed(problem, oracle, options)
+        estimated = _relaxed(problem, oracle, options)
+        bounded = _proved(problem, oracle, estimated, options, proof_seconds)
         value, _ = oracle(oracle.output)
         sigma = solve(V, W, labels) if distance == "emd" else torch.arange(len(V))
         objective = value + float((V - W[sigma]).square().sum()) / (2 * gamma * len(V))
@@ -119,9 +126,12 @@ def certify(
         sigma = sigma.to(V.device)
         x = Configuration(V, offset, sigma)
         bound = held_against(bounded, problem, x, objective, oracle.precision)
+        estimate = None
+        if bounded is not estimated:
+            estimate = held_against(estimated, problem, x, objective, oracle.precision).lower_bound
         oracle.require_repeatable()
     runner.finish()
-    return Certificate(objective, bound.lower_bound, bound.certified, runner.runs)
+    return Certificate(objective, bound.lower_bound, bound.certified, runner.runs, estimate)
 
 
 def certify_training(
@@ -248,6 +258,26 @@ def _relaxed(problem: ParticleProblem, oracle: OutputOracle, options: Global) ->
         if probe(oracle, problem, bounded.model, visited, bounded.lower_bound):
             break
     return bounded
+
+
+def _proved(
+    problem: ParticleProblem,
+    oracle: OutputOracle,
+    bounded: Bounded,
+    options: Global,
+    seconds: float,
+) -> Bounded:
+    """Prove an estimate."""
+    checked_number("proof_seconds", seconds, ">= 0", lambda t: t >= 0)
+    return proved(
+        problem,
+        oracle,
+        bounded,
+        seconds=seconds,
+        tolerance=options.tolerance_proof,
+        precision=oracle.precision,
+        exact_cells=options.exact_cells,
+    )
 
 
 def _free() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torch_wprox.arguments import checked_count, checked_number
 from torch_wprox.certified.bound.dual import UnboundedDual
+from torch_wprox.certified.bound.proof import proved
 from torch_wprox.certified.bound.relaxation import Bounded, held_against, relax
 from torch_wprox.certified.problem.particle_problem import Configuration
 from torch_wprox.certified.problem.probing import probe
@@ -45,7 +46,8 @@ class Global:
     rounded to m particles, which a local search improves. ``report.gap`` says how far from optimal
     the step can be; the bound is a proof (``report.certified``) where best responses are exact:
     frozen output weights with two inputs (a bias counts) or three and up to about 300 samples, and
-    trained ones with two inputs. Otherwise it is an estimate.
+    trained ones with two inputs. Otherwise it is an estimate, or what is proved in
+    ``proof_seconds``.
 
     Args:
         tolerance_gap: Rounding ends when the gap is below this share of the bound.
@@ -54,6 +56,10 @@ class Global:
         starts: Roundings that are tried.
         polish: Steps of the local descent from each of them.
         exact_cells: With three inputs best responses are exact if 4 n^2 is at most this.
+        proof_seconds: Time for the proof of a bound that would be an estimate otherwise, by branch
+            and bound on the signs of the samples; 0: keep the estimate. The bound that is proved
+            when time is up is reported, loose or not.
+        tolerance_proof: The proof ends when every best response is known up to this share.
         seed: Of the random roundings; the global generator is not touched.
 
     Raises:
@@ -87,13 +93,15 @@ class Global:
     starts: int = 24
     polish: int = 2000
     exact_cells: int = 400_000
+    proof_seconds: float = 0.0
+    tolerance_proof: float = 0.01
     seed: int = 0
 
     name = "global"
     is_local = False
 
     def __post_init__(self) -> None:
-        for option in ("tolerance_gap", "tolerance_bound"):
+        for option in ("tolerance_gap", "tolerance_bound", "proof_seconds", "tolerance_proof"):
             checked_number(option, getattr(self, option), ">= 0", lambda t: t >= 0)
         for option in ("max_iter", "starts", "polish"):
             checked_count(option, getattr(self, option))
@@ -156,6 +164,7 @@ class _GlobalStep:
             status = self._descend(problem, bounded)
         if bounded is None or problem is None:
             return status
+        bounded = self._proved(problem, bounded)
         objective.bound = self._confirmed(problem, bounded, is_probed)
         if self._is_near(objective.bound.lower_bound):
             return Status.CERTIFIED if objective.bound.certified else Status.CONVERGED
@@ -225,6 +234,23 @@ class _GlobalStep:
             precision=oracle.precision,
             seed=options.seed,
             evaluate=evaluate,
+        )
+
+    def _proved(self, problem: OutputProblem, bounded: Bounded) -> Bounded:
+        """Prove an estimate, if the options give time for that."""
+        options = self._options
+        left = self._objective.evaluations_left - _CONFIRMING
+        if left <= 0:
+            return bounded
+        return proved(
+            problem.particles,
+            problem.oracle,
+            bounded,
+            seconds=options.proof_seconds,
+            tolerance=options.tolerance_proof,
+            precision=problem.oracle.precision,
+            exact_cells=options.exact_cells,
+            evaluations=left,
         )
 
     def _probe(self, problem: OutputProblem, bounded: Bounded) -> bool:

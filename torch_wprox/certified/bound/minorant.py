@@ -67,15 +67,20 @@ def lower_bound(
     if not answer.value > -torch.inf:
         return -torch.inf
     lowest = min([answer.value, *(linear_value(problem, below.slope, x) for x in known)])
-    b = answer.configuration
+    return below.intercept + lowest - rounding(problem, below, answer.configuration, precision)
+
+
+def rounding(
+    problem: ParticleProblem, below: Minorant, b: Configuration, precision: float
+) -> float:
+    """Return what rounding can have added to the bound of best responses b."""
     hidden = problem.responses(b.points).abs().sum(0)  # (n k,)
     outputs = float(below.slope.abs().flatten() @ hidden)
     outputs += float(below.slope.abs().sum(0) @ b.offset.abs())
     squares = float(problem.anchors.square().sum() + b.points.square().sum())
     prices = problem.stiffness * squares + abs(problem.price(b))
-    rounding = _ULPS * precision * (below.size + outputs)
-    rounding += _ULPS * torch.finfo(torch.float64).eps * prices
-    return below.intercept + lowest - rounding
+    found = _ULPS * precision * (below.size + outputs)
+    return found + _ULPS * torch.finfo(torch.float64).eps * prices
 
 
 def linear_value(problem: ParticleProblem, lam: Tensor, x: Configuration) -> float:

@@ -8,6 +8,8 @@ convex in the measure), a proof if every minimum is exact.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from torch_wprox.certified.problem.particle_problem import Answer, Configuration, ParticleProblem
 from torch_wprox.certified.responses import planar, planar_joint, searched, spatial
+from torch_wprox.certified.responses.proved import frozen_values, trained_values
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,65 @@ class BestResponse:
         """Let a search begin at these directions (b, d) too; an exact answer needs none."""
         if isinstance(self._oracle, searched.Directions):
             self._oracle.learn(directions)
+
+    def proved(
+        self, slopes: Sequence[Tensor], *, seconds: float, tolerance: float = 0.01
+    ) -> list[float] | None:
+        """Return proved numbers below min of <lam, z(x)> + price(x), for each lam.
+
+        Where best responses are exact the numbers are the minima. Elsewhere branch and bound proves
+        them, and ``respond(lam).value`` less the number is how loose it may be at most.
+
+        Args:
+            slopes: Loss gradients lam (n, k). Multiples of the first are cheap; anything else in
+                them makes the number lower.
+            seconds: Stop then, with what is proved.
+            tolerance: Stop when the radius of every best response is known up to this share.
+
+        Returns:
+            The numbers, -inf where nothing is proved; None for several outputs with trained output
+            weights, where there is no proof but the plane's.
+        """
+        p = self._problem
+        if self.is_exact:
+            return [self(lam).value for lam in slopes]
+        if p.trains_output and p.outputs > 1:
+            return None
+        until = time.monotonic() + seconds
+        fixed = []
+        for lam in slopes:
+            offset = p.best_offset(lam)
+            fixed.append(float(lam.sum(0) @ offset) + p.offset_price(offset))
+        cost = p.anchors.new_empty(len(slopes), len(self._groups), p.width)
+        for q, (a, members) in enumerate(self._groups):
+            rows = members if p.labels is None else torch.arange(p.width, device=members.device)
+            anchors = p.anchors[rows]
+            found = self._oracle.respond(slopes[0], a, anchors)[0][:, : p.inputs]
+            starts = torch.cat([found, anchors[:, : p.inputs]])
+            now = time.monotonic()
+            end = now + max(0.0, until - now) / (len(self._groups) - q)
+            if a is None:
+                values = trained_values(p, slopes, anchors, starts, tolerance=tolerance, until=end)
+            else:
+                values = frozen_values(
+                    p, slopes, a, anchors, starts, tolerance=tolerance, until=end
+                )
+            cost[:, q, rows] = values
+        return [f + self._least(c) for f, c in zip(fixed, cost, strict=True)]
+
+    def _least(self, cost: Tensor) -> float:
+        """Return the least sum over all admissible assignments of coefficients to anchors."""
+        p, group = self._problem, self.groups
+        if p.labels is None:
+            return float(cost.gather(0, group.unsqueeze(0)).sum())
+        total = 0.0
+        for label in torch.unique(p.labels):
+            members = (p.labels == label).nonzero()[:, 0]
+            part = cost[group[members]][:, members]
+            if not bool(part.isfinite().all()):
+                return -float("inf")
+            total += float(part.cpu().numpy()[linear_sum_assignment(part.cpu().numpy())].sum())
+        return total
 
     @property
     def groups(self) -> Tensor:

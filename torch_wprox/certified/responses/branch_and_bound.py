@@ -44,7 +44,7 @@ _TINY = 1e-9
 # Particles whose radius is small beside the others' need no more absolute precision than these.
 _SMALL = 0.1
 # Particles share a tree if their anchors differ by at most this share of the radius.
-_NEAR = 0.15
+_NEAR = 0.3
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def proved_radii(
     *,
     tolerance: float,
     seconds: float,
+    others: Tensor | None = None,
 ) -> Radii:
     """Bound max over |u| <= 1 of <w_i, u> + sum_j c_j relu(<x_j, u>) for every particle.
 
@@ -83,6 +84,11 @@ def proved_radii(
         tolerance: Stop when every bound is this share above what is reached.
         seconds: Stop then, with the bounds of that moment. The root is always solved, coarsely at
             least.
+        others: More anchors (S, m, D), bounded by what the nodes of particle i give for them; no
+            node is opened for their sake.
+
+    Returns:
+        Radii of the m particles and, behind them, of the S m others.
 
     Example:
         >>> X = torch.eye(4, dtype=torch.float64)
@@ -92,6 +98,9 @@ def proved_radii(
         >>> 2.0 - 1e-6 <= float(found.reached) <= 2.0 <= float(found.proved) <= 2.02
         True
     """
+    particles = len(anchors)
+    if others is not None:
+        anchors = torch.cat([anchors, others.flatten(0, 1)])
     length = features.norm(dim=1)
     size = weights.abs() * length
     kept = size > _TINY * size.amax().clamp_min(1e-300)
@@ -101,7 +110,7 @@ def proved_radii(
         u = anchors / norm.clamp_min(1e-300).unsqueeze(1)
         return Radii(u, norm, norm + ignored, 0)
     X, c = features[kept] / length[kept].unsqueeze(1), (weights * length)[kept]
-    forest = _Forest(X, c, anchors, starts)
+    forest = _Forest(X, c, anchors, particles, starts)
     forest.grow(tolerance, time.monotonic() + seconds)
     return Radii(
         forest.directions,
@@ -158,23 +167,27 @@ class _Open:
 class _Forest:
     """A tree for each group of particles. Radii are in units of the largest known at the start."""
 
-    def __init__(self, X: Tensor, c: Tensor, anchors: Tensor, starts: Tensor) -> None:
+    def __init__(
+        self, X: Tensor, c: Tensor, anchors: Tensor, particles: int, starts: Tensor
+    ) -> None:
         m, dimension = anchors.shape
         self._X, self._c, self._W = X, c, anchors
         # One coordinate direction, so that there is always one.
         first = torch.eye(dimension, dtype=X.dtype, device=X.device)[:1]
         self.directions = first.expand(m, dimension).clone()
         self.reached = anchors[:, 0] + float(X[:, 0].clamp_min(0.0) @ c)
-        self._learn(starts, anchors.mean(0).expand_as(starts))
+        self._particles = particles
+        self._learn(starts, anchors[:particles].mean(0).expand_as(starts))
         rises = float(c.clamp_min(0.0).sum()) + float(anchors.norm(dim=1).max())
-        best = float(self.reached.max())
+        best = float(self.reached[:particles].max())
         self._scale = best if best > 1e-6 * rises else max(rises, 1e-300)
         self._bound = MomentBound(X, c / self._scale)
         self._anchors = anchors / self._scale
-        groups = near_groups(self._anchors, _NEAR * max(best, 0.0) / self._scale)
+        near = _NEAR * max(best, 0.0) / self._scale
+        groups = near_groups(self._anchors[:particles], near)
         self._member = torch.zeros(len(groups), m, dtype=torch.bool, device=X.device)
         for g, members in enumerate(groups):
-            self._member[g, members] = True
+            self._member[g].view(-1, particles)[:, members] = True
         self._closed = X.new_full((m,), -math.inf)
         self._open: list[_Open] = []
         self.count = 0
@@ -215,6 +228,7 @@ class _Forest:
     def _root(self, groups: Tensor, barrier: float, until: float) -> None:
         """Bound groups without any decided sign, each for its particle of largest radius."""
         reached = torch.where(self._member[groups], self.reached, -torch.inf)
+        reached = reached[:, : self._particles]
         critical = reached.argmax(1)
         sign = self._X.new_zeros(len(groups), len(self._c))
         nodes = self._bound.nodes(sign, self._anchors[critical])
@@ -318,8 +332,10 @@ class _Forest:
     def _allowed(self, tolerance: float) -> Tensor:
         """Return the bounds (m,) that need no more work, in units of the scale."""
         reached = self.reached.clamp_min(0.0) / self._scale  # v = 0 is always a choice
-        floor = _SMALL * float(reached.max().clamp_min(_SMALL))
-        return reached + tolerance * reached.clamp_min(floor)
+        floor = _SMALL * float(reached[: self._particles].max().clamp_min(_SMALL))
+        allowed = reached + tolerance * reached.clamp_min(floor)
+        allowed[self._particles :] = torch.inf
+        return allowed
 
     def _learn(self, u: Tensor, anchor: Tensor) -> None:
         """Ascend from u (S, D) for anchors (S, D); keep for every particle what is best for it."""
