@@ -31,6 +31,7 @@ EXAMPLES = (
     "weight_decay",
     "mean_field",
     "deeper",
+    "fokker_planck",
     "learn_energy",
 )
 

@@ -47,3 +47,13 @@ def test_the_page_of_learned_energies_says_what_its_table_says() -> None:
     assert f"{two(str(min(explicit)))} to {two(str(max(explicit)))}" in said
     learned = [float(r["relative error"]) for r in rows if r["family"] == "ridges"]
     assert "{:.1f} %, {:.0f} % and {:.1f} %".format(*(100 * e for e in learned)) in said
+
+
+def test_the_page_of_the_fokker_planck_equation_says_what_its_table_says() -> None:
+    said, rows = page("fokker_planck"), table("fokker_planck")
+    for row in rows:
+        start, end = float(row["KL to the end, maps"]), float(row["KL to the end, Langevin"])
+        digits = 3 if start < 0.1 else 2
+        line = f"| {float(row['time']):g} | {start:.{digits}f} | {end:.{digits}f} |"
+        assert f"{line} {float(row['total variation']):.3f} |" in said
+    assert float(rows[-1]["KL to the end, maps"]) < float(rows[-1]["KL to the end, Langevin"])
