@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from torch_wprox.certified.bound.mixture import Relaxed
 from torch_wprox.certified.bound.relaxation import Bounded
 from torch_wprox.certified.bound.spread import Spread
+from torch_wprox.certified.problem.local_descent import Descent, bfgs_descent
 from torch_wprox.certified.problem.particle_problem import (
     Configuration,
     ParticleProblem,
@@ -20,7 +20,9 @@ from torch_wprox.certified.problem.quadratic_model import (
     QuadraticRisk,
     local_quadratic,
 )
+from torch_wprox.certified.responses.planar import Sectors
 from torch_wprox.certified.search.descent import descent
+from torch_wprox.certified.search.enumeration import enumerated, is_enumerable
 from torch_wprox.certified.search.ray_rounding import RayRounding
 from torch_wprox.certified.search.rounding import Table, dealt, rounded, swapped
 
@@ -30,6 +32,8 @@ _REMODELS = 4
 _VERTICES, _LP_WEIGHTS = 3, 20_000
 # A descent costs as much as this many searches over cells; from whole configurations, from rays.
 _DEARER, _DEAR = 6, 3
+# Gap at which a search over cells has failed, relative; how many of its ends hop, and how often.
+_WIDE, _FIELD, _HOPS = 3e-3, 6, 4
 # Descents from rays: share of the rounds, and how many of the best go on.
 _HEATS = ((0.125, 3), (0.5, 1), (1.0, 1))
 
@@ -73,17 +77,18 @@ def search(
         model = local_quadratic(risk, relaxed.output, value, lam, precision)
     descend = descent(problem, polish, generator)
     goal = bounded.lower_bound + tolerance_gap * abs(bounded.lower_bound)
-    best, modelled = problem.start(), math.inf
     if isinstance(relaxed, Spread):
         best = _settled(problem, bounded, relaxed, model, generator, starts, polish)
     else:
+        met: list[Configuration] = []
         for batch in _starts(problem, relaxed, model, generator, starts):
-            for x in descend(batch, model):
-                value = _modelled(problem, x, model)
-                if value < modelled:
-                    best, modelled = x, value
-            if modelled <= goal:
+            met.extend(descend(batch, model))
+            met.sort(key=lambda x: _modelled(problem, x, model))
+            if _modelled(problem, met[0], model) <= goal:
                 break
+        best = met[0]
+        if has_cells(problem) and problem.labels is None:
+            best = _hopped(problem, bounded, goal, met, model, descend, polish, generator)
     reached = evaluate(best)
     for _ in range(0 if model.is_exact else _REMODELS):
         z = problem.output(best.points, best.offset)
@@ -99,6 +104,42 @@ def search(
 
 def _modelled(problem: ParticleProblem, x: Configuration, model: QuadraticRisk) -> float:
     return float(model.values(problem.output(x.points, x.offset))) + problem.price(x)
+
+
+def _hopped(
+    problem: ParticleProblem,
+    bounded: Bounded,
+    goal: float,
+    met: list[Configuration],
+    model: QuadraticRisk,
+    descend: Descent,
+    polish: int,
+    generator: torch.Generator,
+) -> Configuration:
+    """Where the search over cells ends far above the bound, descend by BFGS and over cells in turn.
+
+    A move between cells is a jump of one or two particles; BFGS carries all of them over kinks a
+    little, to where other jumps help. A handful of particles is solved by enumeration instead.
+    """
+    bound = bounded.lower_bound
+    lowest = _modelled(problem, met[0], model)
+    if lowest <= goal:
+        return met[0]
+    sectors = Sectors.of(problem.features)
+    if is_enumerable(problem, sectors):
+        met = [*met[:1], *descend(enumerated(problem, sectors, model, _FIELD), model)]
+        return min(met, key=lambda x: _modelled(problem, x, model))
+    if lowest <= bound + _WIDE * abs(bound):
+        return met[0]
+    hop = bfgs_descent(problem, polish, generator)
+    field = met[:_FIELD]
+    for _ in range(_HOPS):
+        if _modelled(problem, field[0], model) <= bound + _WIDE * abs(bound):
+            break
+        field = [*field, *descend(hop(field, model), model)]
+        field.sort(key=lambda x: _modelled(problem, x, model))
+        field = field[:_FIELD]
+    return field[0]
 
 
 def _settled(
