@@ -265,6 +265,12 @@ class Objective:
         self.begin = self.evaluate(self.best.point)
         return True
 
+    def stiffness(self) -> Tensor | None:
+        """Return kappa = 1/(m gamma) of every number, (N,); None where it is the same for all."""
+        if all(b.curvature == self.curvature for b in self.blocks):
+            return None
+        return joined([self.anchor.new_full((b.m * b.D,), b.curvature) for b in self.blocks])
+
     def distance_hessian(self) -> Tensor:
         """Return the diagonal of the distance term's Hessian, (N,): 1/(m gamma) if quadratic."""
         parts = [
@@ -366,7 +372,7 @@ class Objective:
             local = torch.tensor([residual, *numbers], dtype=torch.float64)
             residual, *numbers = self.agree(local).tolist()
         if not self._least_norm < residual < math.inf:
-            residual = _scaled_norm(grad)
+            residual = scaled_norm(grad)
         products = [weight * n for (weight, _), n in zip(terms, numbers, strict=True)]
         loss = sum(products[: len(loss_terms)])
         value = loss + sum(products[len(loss_terms) :])
@@ -382,7 +388,7 @@ def _quadratic_of(blocks: tuple[Block, ...], anchor: Tensor) -> FlatQuadratic | 
     return FlatQuadratic([Term(b.start, b.m, b.D, b.curvature, b.distance) for b in blocks], anchor)
 
 
-def _scaled_norm(grad: Tensor) -> float:
+def scaled_norm(grad: Tensor) -> float:
     """Return the 2-norm of a gradient whose squares overflow or vanish."""
     largest = grad.abs().max().item()
     if not 0 < largest < math.inf:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from torch_wprox.distances.base import mean_squared
 from torch_wprox.distances.emd.assignment import Assignment
-from torch_wprox.objective import Block, Evaluation
+from torch_wprox.objective import Block, Evaluation, scaled_norm
 from torch_wprox.particles.flat import joined
 from torch_wprox.report import Bound, TransportCounts
 
@@ -69,7 +70,9 @@ class Move:
             if b.block.chart is not None:
                 g = b.block.chart.cotangent(b.block.of(self.accepted.point), g)
             parts.append(g.reshape(-1))
-        return float(torch.linalg.vector_norm(self.accepted.loss_grad + joined(parts)))
+        grad = self.accepted.loss_grad + joined(parts)
+        residual = float(torch.linalg.vector_norm(grad))
+        return residual if 0 < residual < math.inf else scaled_norm(grad)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch_wprox.objective import Evaluation, Objective
 from torch_wprox.report import Status
 from torch_wprox.solvers.curvature_pairs import CurvaturePairs, Pairs
 from torch_wprox.solvers.line_search import WeakWolfe, checked_search
-from torch_wprox.solvers.quasi_newton import descend
+from torch_wprox.solvers.quasi_newton import descend, start_shape
 from torch_wprox.solvers.stopping import Stopping
 
 
@@ -85,6 +85,7 @@ class _Dense:
     ) -> None:
         self._scaled = scaled
         self._distance_hessian = objective.distance_hessian()
+        self._kappa = objective.stiffness()
         self._pairs = CurvaturePairs(remember) if remember else None
         self._keeps_all = remember is None
         self._H: Tensor | None = None
@@ -116,12 +117,19 @@ class _Dense:
         if self._pairs is not None:
             self._pairs.note(before, after)
         sy, yy, ss, sg = _numbers((s, y), (y, y), (s, s), (s, before.grad))
-        if not (sy > 0 and math.isfinite(yy)):
+        if not (0 < sy < math.inf):
             return
         self._recent.append((s, y))
         if self._H is None:  # Nocedal & Wright (6.20): the scale of the first curvature seen
-            self._H = torch.eye(len(s), dtype=s.dtype, device=s.device).mul_(sy / yy)
-            sBs = ss * yy / sy
+            if self._kappa is None:
+                scale = _scale(s, y, sy, yy)
+                self._H = torch.eye(len(s), dtype=s.dtype, device=s.device).mul_(scale)
+                sBs = ss / scale
+            else:
+                shape = start_shape(self._kappa, s, y)
+                [scaled_yy, scaled_ss] = _numbers((y, shape * y), (s, s / shape))
+                self._H = torch.diag(shape * (sy / scaled_yy))
+                sBs = scaled_ss * scaled_yy / sy
         else:
             sBs = -t * sg  # s = -t H g
         self_scaled(self._H, s, y, sBs if self._scaled else None)
@@ -165,14 +173,15 @@ def self_scaled(H: Tensor, s: Tensor, y: Tensor, sBs: float | None) -> None:
     """
     Hy = torch.mv(H, y)
     sy, yHy = _numbers((s, y), (y, Hy))
-    if not yHy > 0:  # H is no longer positive definite at this precision
+    # H is no longer positive definite at this precision, or the numbers below would overflow.
+    if not (yHy > 0 and _LEAST * min(sy, yHy) > 0):
         return
     tau, phi = (1.0, 1.0) if sBs is None else scaling(sBs / sy, yHy / sy, len(s))
     # With U = (s, Hy) both rank-one terms are U^T M U: one pass over H.
     cross = -phi / (tau * sy)
     M = H.new_tensor(
         [
-            [1.0 / sy + phi * yHy / (tau * sy * sy), cross],
+            [1.0 / sy + phi * (yHy / sy) / (tau * sy), cross],
             [cross, (phi - 1.0) / (tau * yHy)],
         ]
     )
@@ -244,6 +253,15 @@ def _from_pairs(kept: tuple[Tensor, ...] | None) -> Tensor | None:
     pairs = Pairs(kept[0][0], len(kept[0]))
     pairs.replace(*kept)
     return pairs.dense() if len(pairs) else None
+
+
+def _scale(s: Tensor, y: Tensor, sy: float, yy: float) -> float:
+    """Return <s, y>/<y, y>, also where the squares of y overflow or vanish."""
+    if math.isfinite(yy) and yy > torch.finfo(y.dtype).tiny / torch.finfo(y.dtype).eps:
+        return sy / yy
+    largest = y.abs().max().item()
+    unit = y / largest
+    return float(torch.dot(s, unit).item() / torch.dot(unit, unit).item() / largest)
 
 
 def _numbers(*pairs: tuple[Tensor, Tensor]) -> list[float]:

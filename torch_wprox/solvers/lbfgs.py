@@ -12,7 +12,7 @@ from torch_wprox.objective import Evaluation, Objective
 from torch_wprox.report import Status
 from torch_wprox.solvers.curvature_pairs import CurvaturePairs, Pairs
 from torch_wprox.solvers.line_search import WeakWolfe, checked_search
-from torch_wprox.solvers.quasi_newton import descend
+from torch_wprox.solvers.quasi_newton import descend, start_shape
 from torch_wprox.solvers.stopping import Stopping
 
 
@@ -57,8 +57,16 @@ class _Limited:
     def __init__(self, most: int, objective: Objective, memory: dict[str, Any] | None) -> None:
         self._kept = CurvaturePairs(most)
         self._pairs = Pairs(objective.anchor, most)
+        # Where gammas differ the pairs are those of v/r: there a multiple of the identity is a
+        # good start.
+        self._kappa = objective.stiffness()
+        self._r: Tensor | None = None
         if memory is not None and (recalled := self._kept.recall(memory, objective)) is not None:
-            self._pairs.replace(*recalled)
+            S, Y = recalled
+            if self._kappa is not None and len(S):
+                self._r = start_shape(self._kappa, S[-1], Y[-1]).sqrt()
+                S, Y = S / self._r, Y * self._r
+            self._pairs.replace(S, Y)
 
     @property
     def is_empty(self) -> bool:
@@ -67,11 +75,19 @@ class _Limited:
 
     def times(self, g: Tensor) -> Tensor:
         """Return H g, (N,)."""
-        return self._pairs.times(g)
+        if self._r is None:
+            return self._pairs.times(g)
+        return self._r * self._pairs.times(self._r * g)
 
     def update(self, before: Evaluation, after: Evaluation, t: float) -> None:
         """Take in one accepted iteration."""
-        self._pairs.append(after.point - before.point, after.grad - before.grad)
+        s, y = after.point - before.point, after.grad - before.grad
+        if self._kappa is not None:
+            if self.is_empty:
+                self._r = start_shape(self._kappa, s, y).sqrt()
+            assert self._r is not None
+            s, y = s / self._r, y * self._r
+        self._pairs.append(s, y)
         self._kept.note(before, after)
 
     def forget(self) -> None:

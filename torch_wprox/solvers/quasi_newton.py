@@ -62,13 +62,14 @@ def descend(
     Returns:
         Why it ended, and what may carry over.
     """
+    kappa = objective.stiffness()
     current, stagnation = objective.begin, Stagnation(objective)
     trials = FirstTrial(None if inverse.is_empty or memory is None else memory.get(_TRIALS))
     try:
         while (status := stopping.check(objective, current)) is None:
             is_gradient_step = inverse.is_empty
             if is_gradient_step:
-                direction = -first_step(objective, current) * current.grad
+                direction = -first_step(objective, current, kappa) * current.grad
             else:
                 direction = -inverse.times(current.grad)
             slope = torch.dot(current.grad, direction).item()
@@ -94,16 +95,38 @@ def descend(
     return status, None if state is None else {**state, _TRIALS: trials.state()}
 
 
-def first_step(objective: Objective, current: Evaluation) -> float:
-    """Return the length of the first step over |grad P|.
+def start_shape(kappa: Tensor, s: Tensor, y: Tensor) -> Tensor:
+    """Return the diagonal of the first H where gammas differ: 1/(l + kappa), (N,).
+
+    Where gammas differ by orders of magnitude so do the curvatures of P, and a multiple of the
+    identity would have to suit the stiffest block: all others would stand still. The curvature
+    kappa of the distance is known, that of F is l = <s, y - kappa s>/<s, s>.
+
+    Args:
+        kappa: 1/(m gamma) of every number, (N,).
+        s: The first way, (N,).
+        y: The change of grad P along it, (N,).
+    """
+    of_loss = torch.dot(s, y - kappa * s) / torch.dot(s, s)
+    return 1.0 / (of_loss.clamp_min(0.0) + kappa)
+
+
+def first_step(
+    objective: Objective, current: Evaluation, kappa: Tensor | None = None
+) -> float | Tensor:
+    """Return the length of the first step over |grad P|, for every number where gammas differ.
 
     With the length l of F that the last step saw, 1/(1/l + kappa), kappa = 1/(m gamma): the scaled
     start of Nocedal & Wright (6.20), before any pair is known. Else no longer than the prox step
     m gamma, and than a way of min(1, |W|/10): particles that are thrown far beyond where they
     began, at large gamma, may all be dead there.
     """
+    stiffness = objective.curvature if kappa is None else kappa
     if objective.length is not None:
-        return 1.0 / (1.0 / objective.length + objective.curvature)
+        return 1.0 / (1.0 / objective.length + stiffness)
     scale = _SHARE * torch.linalg.vector_norm(objective.anchor).item()
     way = min(1.0, scale) if scale > 0 else 1.0
-    return min(1.0 / objective.curvature, way / max(current.residual, 1e-300))
+    longest = way / max(current.residual, 1e-300)
+    if kappa is not None:
+        return (1.0 / kappa).clamp(max=longest)
+    return min(1.0 / objective.curvature, longest)
