@@ -47,7 +47,11 @@ class Global:
     the step can be; the bound is a proof (``report.certified``) where best responses are exact:
     frozen output weights with two inputs (a bias counts) or three and up to about 300 samples, and
     trained ones with two inputs. Otherwise it is an estimate, or what is proved in
-    ``proof_seconds``.
+    ``proof_seconds``. Either holds if the loss is convex in the output: that is probed where a step
+    could go, and a violation raises.
+
+    Where the gap is not closed L-BFGS runs from the anchor too, with at least half of ``max_eval``
+    (for a squared error on the model, at no evaluations): the answer is never above its own.
 
     Args:
         tolerance_gap: Rounding ends when the gap is below this share of the bound.
@@ -176,7 +180,7 @@ class _GlobalStep:
 
     def _output_problem(self) -> OutputProblem:
         objective, function = self._objective, self._function
-        return output_problem(
+        problem = output_problem(
             function.parameters.views,
             objective.blocks,
             objective.anchor,
@@ -184,6 +188,8 @@ class _GlobalStep:
             function.runner,
             objective.count_evaluation,
         )
+        problem.oracle.require_same_start(float(function.runner.first_loss))
+        return problem
 
     def _relaxed(self, problem: OutputProblem, *, may_be_quadratic: bool) -> Bounded:
         """Solve the relaxed step with what the local solver does not need."""

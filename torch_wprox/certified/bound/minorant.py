@@ -41,6 +41,14 @@ class Minorant:
         parts = lam * z
         return cls(value - float(parts.sum()), lam, abs(value) + float(parts.abs().sum()))
 
+    @classmethod
+    def combined(cls, weights: Sequence[float], parts: Sequence[Minorant]) -> Minorant:
+        """Return the convex combination of functions below R."""
+        pairs = list(zip(weights, parts, strict=True))
+        slope = torch.stack([w * p.slope for w, p in pairs]).sum(0)
+        sizes = sum(w * p.size for w, p in pairs)
+        return cls(sum(w * p.intercept for w, p in pairs), slope, sizes)
+
 
 def lower_bound(
     problem: ParticleProblem,

@@ -152,7 +152,11 @@ def relax(
             tell=tell,
         )
     below, bound = _settled(problem, respond, risk, model, relaxed, local, precision)
-    highest = min(relaxed.value, model.value + problem.price(start))
+    highest = model.value + problem.price(start)
+    if respond.is_exact or isinstance(relaxed, Relaxed):
+        # The pieces of a spread solution are not among the known configurations, so that a search
+        # may miss what they show: nothing about R follows from a bound above their value.
+        highest = min(highest, relaxed.value)
     size = abs(model.value) + problem.stiffness * float(problem.anchors.square().sum())
     refuse_nonconvex(bound, highest, size, precision)
     return Bounded(relaxed, bound, respond.is_exact, model, below, local)

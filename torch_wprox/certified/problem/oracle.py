@@ -138,12 +138,25 @@ class OutputOracle:
         Raises:
             ValueError: It does not.
         """
-        again, _, _ = self._evaluated(self.output)
-        if not self._same(again, self._first):
+        self._require_one_function(self._first, self._evaluated(self.output)[0])
+
+    def require_same_start(self, loss: float) -> None:
+        """Check that the first evaluation here repeats one that was made before.
+
+        Args:
+            loss: What the closure returned then, at the same parameters.
+
+        Raises:
+            ValueError: It does not.
+        """
+        self._require_one_function(loss, self._first)
+
+    def _require_one_function(self, before: float, now: float) -> None:
+        if not self._same(before, now):
             raise ValueError(
-                f"the closure is not one function: at the same output its loss was "
-                f"{self._first:.8g} and is now {again:.8g} (a batch that changes, random numbers "
-                f"that torch does not make?). Compute on one batch per step. {_REMEDY}"
+                f"the closure is not one function: at the same output its loss was {before:.8g} "
+                f"and is now {now:.8g} (a batch that changes, random numbers that torch does not "
+                f"make?). Compute on one batch per step. {_REMEDY}"
             )
 
     def _note(self, z: Tensor, value: float, grad: Tensor) -> None:
