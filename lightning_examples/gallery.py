@@ -33,6 +33,7 @@ EXAMPLES = (
     "deeper",
     "fokker_planck",
     "learn_energy",
+    "meta_ot",
 )
 
 

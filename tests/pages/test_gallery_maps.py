@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from statistics import mean
 
 HELD = Path(__file__).parents[2] / "docs" / "gallery"
 
@@ -57,3 +58,16 @@ def test_the_page_of_the_fokker_planck_equation_says_what_its_table_says() -> No
         line = f"| {float(row['time']):g} | {start:.{digits}f} | {end:.{digits}f} |"
         assert f"{line} {float(row['total variation']):.3f} |" in said
     assert float(rows[-1]["KL to the end, maps"]) < float(rows[-1]["KL to the end, Langevin"])
+
+
+def test_the_page_of_predicted_transport_says_what_its_table_says() -> None:
+    said, rows = page("meta_ot"), table("meta_ot")
+    found = {}
+    for problem, start in dict.fromkeys((row["problem"], row["start"]) for row in rows):
+        own = [row for row in rows if (row["problem"], row["start"]) == (problem, start)]
+        found[problem, start] = mean(float(row["work"]) for row in own)
+        milliseconds = mean(float(row["milliseconds"]) for row in own)
+        cells = f"{found[problem, start]:.3g} | {milliseconds:.3g} |"
+        assert any(line.endswith(cells) for line in said.splitlines()), (problem, start, cells)
+    for problem in ("assignment", "Sinkhorn"):
+        assert found[problem, "warm"] == min(v for (p, _), v in found.items() if p == problem)
