@@ -208,6 +208,17 @@ def test_accumulation_warns_even_without_the_monitor(tmp_path: Path) -> None:
         trainer.fit(module, minibatches())
 
 
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_clipping_warns_once_even_without_the_monitor(algorithm: str, tmp_path: Path) -> None:
+    module = Regression(network(), lambda m: WassersteinProx(m.parameters(), max_eval=5))
+    trainer = trainer_of(
+        tmp_path, max_epochs=2, gradient_clip_val=1e-3, gradient_clip_algorithm=algorithm
+    )
+    with pytest.warns(UserWarning, match="gradient_clip_val in Lightning") as seen:
+        trainer.fit(module, minibatches())
+    assert len([w for w in seen if "gradient_clip_val" in str(w.message)]) == 1
+
+
 @pytest.mark.parametrize("at", [1, 4])
 def test_an_exception_in_training_step_leaves_the_anchor(at: int, tmp_path: Path) -> None:
     class Failing(Regression):
