@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cases.certificate_cases import NONCONVEX, nonconvex_losses
 from cases.global_cases import F64, Case, random_case
-from torch_wprox import StepReport, WassersteinProx, certify
+from torch_wprox import StepReport, WassersteinProx, certify, certify_training
 
 Closure = Callable[[], Tensor]
 
@@ -220,4 +220,16 @@ def test_a_loss_that_is_not_convex_has_no_certificate(name: str, form: str) -> N
         local = WassersteinProx(case.layer.parameters(), case.gamma, solver="lbfgs")
         local.step(case.closure)
         assert found.lower_bound <= local.report.objective
+    case.layer.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["clipped square", "Cauchy", "trimmed mean", "ripples"])
+@pytest.mark.parametrize("penalty", [{"beta": 0.1}, {"weight_decay": 1e-3}])
+@pytest.mark.parametrize("form", ["signed", "joint"])
+def test_training_on_a_loss_that_is_not_convex_has_no_certificate(
+    name: str, penalty: dict[str, float], form: str
+) -> None:
+    case = nonconvex_case(name, 0, form)
+    with pytest.raises(ValueError, match="not convex in the layer's output"):
+        certify_training(case.layer, case.closure, **penalty)
     case.layer.zero_grad()

@@ -16,7 +16,8 @@ from torch_wprox.certified.problem.convexity import refuse_nonconvex
 from torch_wprox.certified.problem.of_layer import exchange_labels, particle_problem
 from torch_wprox.certified.problem.oracle import OutputOracle
 from torch_wprox.certified.problem.particle_problem import Configuration, ParticleProblem
-from torch_wprox.certified.problem.probing import probe
+from torch_wprox.certified.problem.probing import probe, probe_within
+from torch_wprox.certified.problem.quadratic_model import learn_quadratic
 from torch_wprox.certified.solver import Global
 from torch_wprox.closure.guards import checked_weight_decay
 from torch_wprox.closure.runner import Closure, ClosureRunner
@@ -226,7 +227,7 @@ def certify_training(
             problem: ParticleProblem = particle_problem(
                 layer, oracle.features, torch.zeros_like(V), gamma, offset=bias
             )
-            bounded = relax(problem, oracle, **tolerances)
+            bounded = _relaxed(problem, oracle, options)
             lower_bound, exact = bounded.lower_bound, bounded.certified
         else:
             # (omega/2)(|w|^2 + |alpha|^2) >= omega |w||alpha| = (omega/scale) |w||a|.
@@ -238,6 +239,13 @@ def certify_training(
             lower_bound, exact = found.lower_bound, found.is_exact
             highest = min(objective, found.value)
             refuse_nonconvex(lower_bound, highest, value, oracle.precision)
+            # A network of at most this objective has the path norm (objective - R)/weight.
+            room = max(objective - min(0.0, oracle.watch.lowest()), 0.0) / weight
+            model = learn_quadratic(oracle, oracle.output, oracle.precision)
+            visited = [oracle.output, offset.expand_as(oracle.output)]
+            reach = room * oracle.features.norm(dim=1)
+            exact = probe_within(oracle, model, visited, reach) and exact
+        oracle.require_repeatable()
     runner.finish()
     return Certificate(objective, lower_bound, exact, runner.runs)
 

@@ -53,8 +53,16 @@ def probe(
     Raises:
         ValueError: The loss is not convex.
     """
+    reach = _reach(problem, bound - min(0.0, oracle.watch.lowest()))
+    return probe_within(oracle, model, outputs, reach)
+
+
+def probe_within(
+    oracle: OutputOracle, model: QuadraticRisk, outputs: Sequence[Tensor], reach: Tensor
+) -> bool:
+    """Do the same where each sample's output can move by ``reach`` (n,)."""
     holds = True
-    for z in _points(oracle, problem, model, outputs, bound):
+    for z in _points(model, outputs, reach):
         value, grad = oracle(z)
         holds = holds and (not model.is_exact or model.agrees(z, value, grad, oracle.precision))
     for _ in range(2):
@@ -63,20 +71,13 @@ def probe(
     return holds
 
 
-def _points(
-    oracle: OutputOracle,
-    problem: ParticleProblem,
-    model: QuadraticRisk,
-    outputs: Sequence[Tensor],
-    bound: float,
-) -> Iterator[Tensor]:
+def _points(model: QuadraticRisk, outputs: Sequence[Tensor], reach: Tensor) -> Iterator[Tensor]:
     yield from outputs
     z, target = outputs[0], model.minimizer()
     for share in _ALONG:
         yield z + share * (target - z)
     moves = [float((z - other).abs().max()) for other in (target, *outputs[1:])]
     unit = max(moves, default=0.0) or 1.0 + float(z.abs().max())
-    reach = _reach(problem, bound - min(0.0, oracle.watch.lowest()))
     furthest = reach.clamp(2.0 * _NEAREST * unit, _FURTHEST * unit).unsqueeze(1)  # (n, 1)
     generator = torch.Generator().manual_seed(0)
     half = _SCATTERED // 2
