@@ -15,7 +15,7 @@ DEV_ENV  := $(VENV)/.dev
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint quick check bench gallery notebooks docs nightly dist lowest clean
+.PHONY: help venv demo test lint quick check bench gpu gallery notebooks docs nightly dist lowest clean
 
 help:           ## Say what there is.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */:\t/' | expand -t 12
@@ -55,6 +55,9 @@ check: lint docs  ## lint, docs and the whole test suite: what a change must pas
 
 bench: $(TEST_ENV)  ## Benchmarks: under 30 minutes on two cores.
 	$(PY) -m benchmarks
+
+gpu: $(TEST_ENV)  ## The contract tests and step times on a GPU; says so where there is none.
+	$(PY) -m benchmarks.gpu
 
 gallery: $(TEST_ENV)  ## Run every example and rewrite docs/gallery: under 20 minutes on two cores.
 	$(PY) -m lightning_examples.gallery --out $(OUT)/gallery --to docs/gallery

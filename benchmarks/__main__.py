@@ -17,6 +17,7 @@ NAMES = (
     "quality",
     "certified",
     "cost",
+    "minibatch",
     "time_to_objective",
     "versus",
     "front_page",

@@ -12,6 +12,18 @@ from torch import Tensor
 from torch_wprox import MeanFieldLayer
 
 torch.set_num_threads(1)
+DEVICE = [torch.device("cpu")]
+"""Where the contract tests put their tensors: ``--device``."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device", default="cpu", help="where the contract tests put their tensors (make gpu)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    DEVICE[0] = torch.device(config.getoption("--device"))
 
 
 def sinus_data() -> tuple[Tensor, Tensor]:

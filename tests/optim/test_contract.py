@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from conftest import closure_for
+from conftest import DEVICE, closure_for
 from torch_wprox import FrobeniusProx, MeanFieldLayer, Status, WassersteinProx
 from torch_wprox.optim import catalog
 from torch_wprox.particles.layouts import views_of_group
@@ -69,7 +69,7 @@ def problem(form, seed=0):
     )
     x = torch.randn(5, 2, generator=g, dtype=torch.float64)
     y = torch.randn(5, 2, generator=g, dtype=torch.float64)
-    return layer, x, y
+    return layer.to(DEVICE[0]), x.to(DEVICE[0]), y.to(DEVICE[0])
 
 
 def optimizer_of(layer, distance, solver, gamma=GAMMA, max_eval=MAX_EVAL):
@@ -143,10 +143,10 @@ def test_a_step_commutes_with_exchanges_inside_the_classes(distance, solver, for
     for exchanged in (False, True):
         layer, x, y = problem(form)
         [view] = [v for v in views_of_group(list(layer.parameters())) if v.is_cloud]
-        sigma = torch.arange(view.m)
+        sigma = torch.arange(view.m, device=DEVICE[0])
         if exchanged:
             # Reverse the members of every class: an exchange that leaves the network what it is.
-            labels = torch.zeros(view.m) if view.classes is None else view.classes
+            labels = torch.zeros_like(sigma) if view.classes is None else view.classes
             for label in labels.unique():
                 members = (labels == label).nonzero().squeeze(1)
                 sigma[members] = members.flip(0)

@@ -57,8 +57,11 @@ class Assignment:
 
     def trial(self, V: Tensor) -> Tensor:
         """Return an assignment (m,) for a trial point V (m, D), optimal if :attr:`is_proved`."""
+        due = [part for part in self._parts if not part.holds()]
+        if not due:
+            return self.sigma  # and V stays on its device
         points = on_cpu(V)
-        return self._with([part for part in self._parts if part.trial(points)])
+        return self._with([part for part in due if part.trial(points)])
 
     def settle(self, V: Tensor) -> Tensor:
         """Return an optimal assignment (m,) for V (m, D), for classes up to LARGEST_EXACT.

@@ -71,6 +71,10 @@ class Exchangeable(ABC):
     def counts(self) -> TransportCounts:
         """How the assignments were found."""
 
+    def holds(self) -> bool:
+        """Return whether the assignment is kept at the next trial point, unseen."""
+        return False
+
     @abstractmethod
     def trial(self, points: Tensor) -> bool:
         """Assign a cloud V that a solver tries; return whether the assignment changed."""
@@ -175,12 +179,17 @@ class Held(Exchangeable):
         """How the assignments were found."""
         return self._counts
 
-    def trial(self, points: Tensor) -> bool:
-        """Hold the assignment or renew it for a cloud V; return whether it changed."""
-        self.is_proved = False
-        if self._hold > 0:
-            self._hold -= 1
+    def holds(self) -> bool:
+        """Return whether the assignment is kept at the next trial point, unseen."""
+        if self._hold == 0:
             return False
+        self._hold -= 1
+        self.is_proved = False
+        return True
+
+    def trial(self, points: Tensor) -> bool:
+        """Renew the assignment for a cloud V; return whether it changed."""
+        self.is_proved = False
         V = self._centred(points)
         if not np.isfinite(V).all():
             return False
