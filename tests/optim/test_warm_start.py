@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from conftest import closure_for, closure_of, sinus_data, sinus_layer
+from lightning_examples import problems
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx
 from torch_wprox.optim import warm_start
 from torch_wprox.solvers import BFGS, quasi_newton
@@ -247,3 +248,13 @@ def test_minibatch_runs_resume_bit_by_bit(solver, distance):
     for p, q in zip(layer.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(p, q)
     assert str(again.state_dict()) == str(opt.state_dict())
+
+
+def test_float32_steps_go_on_after_a_step_that_ended_in_rounding() -> None:
+    # The last decrease of a converged step is rounding: the next step must not begin with it.
+    (x, y), _ = problems.diabetes()
+    layer = MeanFieldLayer(10, 100, output_bias=True)
+    optimizer = FrobeniusProx(layer.parameters(), gamma=1.0, max_eval=100)
+    for _ in range(2):
+        optimizer.step(closure_of(layer, optimizer, x, y))
+        assert optimizer.report.loss_after < 0.95 * optimizer.report.loss_before

@@ -112,3 +112,9 @@ def test_the_first_trial_follows_the_last_length_where_the_way_keeps_crossing_ki
     for _ in range(3):
         trials.note(*evaluations(lambda x: x.sum(), 3.0, 2.0), 1.0)
     assert trials.length(-200.0) == pytest.approx(2.02 / 200.0)
+
+
+def test_a_decrease_that_is_rounding_does_not_shorten_the_next_trial() -> None:
+    trials = FirstTrial()
+    trials.note(*evaluations(lambda x: 1.0 + 1e-15 * x.sum(), 3.0, 2.0), 1.0)
+    assert trials.length(-1e3) == 1.0

@@ -18,6 +18,8 @@ _NEAREST, _FARTHEST = 0.1, 0.5
 _GROWTH = 4.0
 # The trapezoidal rule misses more than this share of the decrease where a kink was crossed.
 _MISSES = 0.1
+# A decrease of fewer units in the last place of P says nothing.
+_NOISE = 64.0
 # Weight of one iteration in the share of those that cross a kink, and the share that is many:
 # it is 0.1 to 0.25 for networks with hundreds of samples, 0.45 to 0.6 on the note's five.
 _FORGETS, _MANY_KINKS = 0.1, 0.35
@@ -138,6 +140,8 @@ class FirstTrial:
     def note(self, before: Evaluation, after: Evaluation, t: float) -> None:
         """Take in one accepted iteration of length t."""
         decrease = before.value - after.value
+        if abs(decrease) <= _NOISE * torch.finfo(after.point.dtype).eps * abs(before.value):
+            return  # rounding: at a length that follows from it no decrease can be seen
         way = after.point - before.point
         trapezoid = -0.5 * torch.dot(way, before.grad + after.grad).item()
         is_kinked = not abs(decrease - trapezoid) <= _MISSES * abs(decrease)
