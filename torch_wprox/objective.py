@@ -54,6 +54,8 @@ class Block:
         is_cloud: False for a plain tensor, which is never exchanged nor counted as a particle.
         classes: (m,) labels, equal labels are exchangeable; None: all are.
         chart: Coordinates on a manifold, None in a Euclidean space.
+        stored_as: Type of the parameters where it is coarser than that of the computation: the
+            closure sees rounded positions, so that d must be measured at these.
     """
 
     start: int
@@ -65,6 +67,7 @@ class Block:
     is_cloud: bool
     classes: Tensor | None = None
     chart: Chart | None = None
+    stored_as: torch.dtype | None = None
 
     @property
     def curvature(self) -> float:
@@ -80,7 +83,14 @@ class Block:
 
     def project(self, V: Tensor) -> Tensor:
         """Return the point (m, D) that ``V`` (m, D) stands for."""
-        return V if self.chart is None else self.chart.project(V)
+        if self.chart is not None:
+            V = self.chart.project(V)
+        return V if self.stored_as is None else V.to(self.stored_as).to(V.dtype)
+
+    @property
+    def moves_freely(self) -> bool:
+        """Whether every V stands for itself."""
+        return self.chart is None and self.stored_as is None
 
 
 @dataclass(frozen=True)
@@ -160,8 +170,9 @@ class Objective:
         self._rounding = 8 * torch.finfo(anchor.dtype).eps
         # Squares of smaller numbers lose digits, or all of them.
         self._least_norm = torch.finfo(anchor.dtype).tiny ** 0.5 / torch.finfo(anchor.dtype).eps
-        self._charted = any(block.chart is not None for block in blocks)
-        self._quadratic = None if self._charted else _quadratic_of(blocks, anchor)
+        self._projects = not all(block.moves_freely for block in blocks)
+        charted = any(block.chart is not None for block in blocks)
+        self._quadratic = None if charted else _quadratic_of(blocks, anchor)
         self._decays = any(block.weight_decay for block in blocks)
         self.start = self.begin = self._assess(anchor, anchor, loss, grad)
         self.best = self.start
@@ -190,8 +201,8 @@ class Objective:
         self.last = None  # the closure is about to run elsewhere
 
     def project(self, v: Tensor) -> Tensor:
-        """Return the flat vector of the points that ``v`` stands for (directions normalised)."""
-        if not self._charted:
+        """Return the points that ``v`` stands for: directions normalised, coarse types rounded."""
+        if not self._projects:
             return v
         return joined([b.project(b.of(v)).reshape(-1) for b in self.blocks])
 
@@ -222,7 +233,7 @@ class Objective:
         x = self.project(v)
         loss, grad = self.function(x)
         # A chart's projection of a gradient is no gradient.
-        monotone = monotone and not self._charted
+        monotone = monotone and not self._projects
         evaluation = self._assess(v, x, loss, grad, settled=settled, monotone=monotone)
         self.last = evaluation
         if self._is_better(evaluation):

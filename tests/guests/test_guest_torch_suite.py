@@ -55,7 +55,7 @@ def optim_error_inputs_func_prox(device: Any, dtype: Any) -> list[Any]:
         ({"lr": float("nan")}, "lr must be > 0"),
         ({"weight_decay": -0.1}, "weight_decay must be a finite number >= 0"),
         ({"max_eval": 0}, "max_eval must be an integer >= 1"),
-        ({"tolerance_grad": -1.0}, "tolerance_grad must be >= 0"),
+        ({"tolerance_grad": -1.0}, "tolerance_grad must be a finite number >= 0"),
     ]
     return [
         *get_error_inputs_for_all_optims(device, dtype),
@@ -186,6 +186,7 @@ def test_weight_decay_of_a_group_shrinks_it_alone(info: Any) -> None:
     assert torch.equal(b, torch.ones(3))
 
 
+@pytest.mark.filterwarnings("ignore:the closure never calls backward")
 @CONFIGURED
 def test_step_is_noop_when_params_have_no_grad(info: Any, kwargs: dict[str, Any]) -> None:
     params = [nn.Parameter(torch.randn(2, 3)) for _ in range(2)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torch_wprox.closure.ranks import Agree, alone
@@ -12,7 +13,7 @@ from torch_wprox.distances.base import Distance
 from torch_wprox.distances.frobenius import Frobenius
 from torch_wprox.objective import Block
 from torch_wprox.particles.flat import FlatParameters
-from torch_wprox.particles.views import CurvedView
+from torch_wprox.particles.views import CurvedView, View
 
 
 def blocks_of(
@@ -42,6 +43,14 @@ def blocks_of(
             is_cloud=view.is_cloud,
             classes=view.classes,
             chart=view if isinstance(view, CurvedView) else None,
+            stored_as=_coarse_type(view),
         )
         for (view, W), start, group in zip(flat.parts(anchor), flat.starts, groups, strict=True)
     )
+
+
+def _coarse_type(view: View) -> torch.dtype | None:
+    """Return the type in which all of a view is stored if it is coarser than the computation."""
+    types = {p.dtype.to_real() for p in view.parameters}
+    (stored, *others) = types
+    return stored if not others and stored.itemsize < view.dtype.itemsize else None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_wprox.closure.ranks import Agree, alone
 from torch_wprox.distances.base import mean_squared
 from torch_wprox.distances.emd.assignment import Assignment
 from torch_wprox.objective import Block, Evaluation, scaled_norm
@@ -29,6 +30,7 @@ class Move:
         end: The point that it stands for, (N,).
         anchor: W, (N,).
         bound: What a global solver proved.
+        agree: Makes a number the same on all ranks.
     """
 
     blocks: tuple[Block, ...]
@@ -36,6 +38,7 @@ class Move:
     end: Tensor
     anchor: Tensor
     bound: Bound | None
+    agree: Agree = alone
 
     def measured(self) -> dict[str, Any]:
         """Return the fields of a step report that need an optimal assignment."""
@@ -45,7 +48,10 @@ class Move:
         particles = sum(b.block.m for b in clouds)
         exact = all(b.wasserstein_sq is not None for b in blocks)
         sigmas = tuple(b.sigma for b in clouds if b.sigma is not None)
-        value = self.accepted.loss + sum(b.distance_sq / (2.0 * b.block.gamma) for b in blocks)
+        # Agreed at once: all ranks then go the same way below, and report one objective.
+        value = self._agreed(
+            self.accepted.loss + sum(b.distance_sq / (2.0 * b.block.gamma) for b in blocks)
+        )
         return {
             "objective": value,
             "distance_sq": sum(b.distance_sq for b in blocks),
@@ -72,7 +78,12 @@ class Move:
             parts.append(g.reshape(-1))
         grad = self.accepted.loss_grad + joined(parts)
         residual = float(torch.linalg.vector_norm(grad))
-        return residual if 0 < residual < math.inf else scaled_norm(grad)
+        return self._agreed(residual if 0 < residual < math.inf else scaled_norm(grad))
+
+    def _agreed(self, number: float) -> float:
+        if self.agree is alone:
+            return number
+        return float(self.agree(torch.tensor(number, dtype=torch.float64)).item())
 
 
 @dataclass(frozen=True)

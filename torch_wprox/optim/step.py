@@ -73,7 +73,12 @@ def report_of(
         "certified": bound is not None and bound.certified,
     }
     move = Move(
-        objective.blocks, accepted, objective.project(accepted.point), objective.anchor, bound
+        objective.blocks,
+        accepted,
+        objective.project(accepted.point),
+        objective.anchor,
+        bound,
+        objective.agree,
     )
     if objective.is_alone:
         return UnreadReport(known, move.measured)
