@@ -146,7 +146,7 @@ def test_a_state_cannot_turn_a_cloud_into_a_plain_block() -> None:
         {"length": -1.0},
         {"length": "long"},
         {"carried": [1]},
-        {"carried": {"memory": None, "loss": 1.0, "grad": torch.ones(12)}},
+        {"carried": {"memory": [1], "loss": 1.0, "grad": torch.ones(12)}},
         {"carried": {"memory": {}, "loss": "small", "grad": torch.ones(12)}},
         {"distance_state": 5},
         {"distance_state": {"generator": torch.zeros(3)}},
