@@ -12,7 +12,6 @@ for it: h, its gradient and one product with its Hessian come from evaluations.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ from torch_wprox.jko.loss import OutputLoss
 from torch_wprox.jko.newton import Point, SemiDual, best_point, point, solution_of, starts_of
 from torch_wprox.jko.problem import JKOProblem, OutputMap, Solution
 from torch_wprox.report import Status
+from torch_wprox.solvers.curvature_pairs import Pairs
 
 _PAIRS = 30
 _ARMIJO, _CURVATURE = 1e-4, 0.5
@@ -87,7 +87,7 @@ def solve_lbfgs(
     now = at(first.answer.output)
     if first.value == math.inf or now.value == math.inf:
         return solution_of(first, 0, Status.NONFINITE)
-    pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=_PAIRS)
+    pairs = Pairs(now.v, _PAIRS)
     # |v - u| bounds the residual up to the condition of H only: the residual itself is then
     # checked.
     target, iteration = tolerance, 0
@@ -98,16 +98,14 @@ def solve_lbfgs(
             if found.size <= tolerance:
                 return solution_of(found, iteration, Status.CONVERGED)
             target = 0.1 * now.gap
-        direction = _inverse_hessian(now.grad, pairs) if pairs else now.scale * now.grad
+        direction = pairs.times(now.grad) if len(pairs) else now.scale * now.grad
         following = _weak_wolfe(at, now, -direction)
         if following is None:
-            if not pairs:
+            if not len(pairs):
                 break
             pairs.clear()  # they may mislead: once more without
             continue
-        s, y = following.v - now.v, following.grad - now.grad
-        if float(s @ y) > 1e-12 * float(s.norm() * y.norm()):
-            pairs.append((s, y))
+        pairs.append(following.v - now.v, following.grad - now.grad)
         now = following
         if problem.tell(iteration + 1, now.value, now.gap):
             iteration += 1
@@ -119,21 +117,6 @@ def solve_lbfgs(
     found = min(found, first, key=lambda p: p.value)
     last = iteration + 1 >= max_iterations
     return solution_of(found, iteration, Status.MAX_ITER if last else Status.STALLED)
-
-
-def _inverse_hessian(g: Tensor, pairs: deque[tuple[Tensor, Tensor]]) -> Tensor:
-    """Two-loop recursion (Nocedal and Wright, algorithm 7.4)."""
-    coefficients = []
-    for s, y in reversed(pairs):
-        alpha = (s @ g) / (s @ y)
-        g = g - alpha * y
-        coefficients.append(alpha)
-    if pairs:
-        s, y = pairs[-1]
-        g = g * ((s @ y) / (y @ y))
-    for (s, y), alpha in zip(pairs, reversed(coefficients), strict=True):
-        g = g + (alpha - (y @ g) / (s @ y)) * s
-    return g
 
 
 def _weak_wolfe(at: Callable[[Tensor], _Iterate], now: _Iterate, d: Tensor) -> _Iterate | None:
