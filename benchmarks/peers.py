@@ -37,7 +37,7 @@ class SciPy(torch.optim.Optimizer):
         def function(x: Any) -> tuple[float, Any]:
             write(x)
             with torch.enable_grad():
-                loss = float(closure())
+                loss = torch.as_tensor(closure()).item()
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             return loss, torch.cat([g.reshape(-1) for g in grads]).numpy().copy()
 

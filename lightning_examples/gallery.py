@@ -34,6 +34,7 @@ EXAMPLES = (
     "fokker_planck",
     "learn_energy",
     "meta_ot",
+    "pinn",
 )
 
 

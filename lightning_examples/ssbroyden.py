@@ -123,7 +123,7 @@ class _Function:
         if self._at is None or not np.array_equal(x, self._at):
             _write(self._parameters, x)
             with torch.enable_grad():
-                loss = float(self._closure())
+                loss = torch.as_tensor(self._closure()).item()
             grad = torch.cat([_grad(p).reshape(-1) for p in self._parameters])
             self._at, self._value = x.copy(), (loss, grad.numpy().astype(np.float64))
         return self._value
