@@ -322,6 +322,25 @@ def test_training_bound_in_three_inputs_is_proved_and_below_a_trained_net() -> N
     assert reached <= 1.05 * found.lower_bound
 
 
+@pytest.mark.parametrize(("loss", "k"), [("squared", 1), ("squared", 2)])
+def test_training_bound_in_more_inputs_is_proved_just_below_its_estimate(loss: str, k: int) -> None:
+    case = random_case(0, m=10, n=8, d=4, k=k, loss=loss, form="joint", scale=1.0)
+    options = Global(max_iter=30, tolerance_bound=1e-4, tolerance_proof=1e-3)
+
+    def certificate(seconds: float) -> Certificate:
+        return certify_training(
+            case.layer, case.closure, beta=0.05, proof_seconds=seconds, options=options
+        )
+
+    guessed, proved = certificate(0.0), certificate(20.0)
+    assert not guessed.certified
+    assert proved.certified
+    assert proved.estimate == pytest.approx(guessed.lower_bound, rel=1e-6)
+    assert proved.lower_bound <= proved.estimate * (1 + 1e-9)
+    # The gradient shrinks by 0.1 %; two outputs are proved one by one, and lose more.
+    assert proved.lower_bound >= (0.99 if k == 1 else 0.4) * proved.estimate
+
+
 def test_a_frozen_output_bias_is_part_of_the_training_bound() -> None:
     x, y = sinus_data()
     layer = MeanFieldLayer(1, 30, reduction="sum", output_bias=True, dtype=F64)

@@ -141,6 +141,7 @@ def certify_training(
     *,
     beta: float | None = None,
     weight_decay: float | None = None,
+    proof_seconds: float = 10.0,
     options: Global | None = None,
 ) -> Certificate:
     r"""Bound the global minimum of training, and compare the layer's present parameters with it.
@@ -160,7 +161,10 @@ def certify_training(
             of torch and of this package mean it. Where output weights train, its minimum is that of
             the path norm with beta = weight_decay (times m for the mean); where they are frozen, it
             is the proximal step from anchor 0.
-        options: Tolerances of the bound; of ``tolerance_bound``, ``max_iter``, ``exact_cells``.
+        proof_seconds: Time for the proof of a bound that would be an estimate otherwise; 0: keep
+            the estimate. Any time gives a proof, more of it a tighter one.
+        options: Tolerances of the bound; of ``tolerance_bound``, ``tolerance_proof``,
+            ``max_iter``, ``exact_cells``.
 
     Returns:
         The certificate of F.
@@ -199,6 +203,7 @@ def certify_training(
     bias = layer.output_bias
     if bias is not None and bias.requires_grad:
         raise ValueError("certify_training needs output_bias=False or a frozen output bias")
+    checked_number("proof_seconds", proof_seconds, ">= 0", lambda t: t >= 0)
     if weight_decay is not None and not layer.form.is_homogeneous:
         raise ValueError(
             f"weight_decay on parameterization={layer.parameterization!r} is not a path norm: "
@@ -227,16 +232,25 @@ def certify_training(
             problem: ParticleProblem = particle_problem(
                 layer, oracle.features, torch.zeros_like(V), gamma, offset=bias
             )
-            bounded = _relaxed(problem, oracle, options)
+            estimated = _relaxed(problem, oracle, options)
+            bounded = _proved(problem, oracle, estimated, options, proof_seconds)
             lower_bound, exact = bounded.lower_bound, bounded.certified
+            estimate = estimated.lower_bound if bounded is not estimated else None
         else:
             # (omega/2)(|w|^2 + |alpha|^2) >= omega |w||alpha| = (omega/scale) |w||a|.
             weight = penalty if weight_decay is None else weight_decay / scale
             offset = oracle.output.new_zeros(layer.out_features) if bias is None else bias.double()
             found = training_bound(
-                oracle.features, offset, oracle, weight, oracle.output, **tolerances
+                oracle.features,
+                offset,
+                oracle,
+                weight,
+                oracle.output,
+                proof_seconds=proof_seconds,
+                tolerance_proof=options.tolerance_proof,
+                **tolerances,
             )
-            lower_bound, exact = found.lower_bound, found.is_exact
+            lower_bound, exact, estimate = found.lower_bound, found.is_exact, found.estimate
             highest = min(objective, found.value)
             refuse_nonconvex(lower_bound, highest, value, oracle.precision)
             # A network of at most this objective has the path norm (objective - R)/weight.
@@ -247,7 +261,7 @@ def certify_training(
             exact = probe_within(oracle, model, visited, reach) and exact
         oracle.require_repeatable()
     runner.finish()
-    return Certificate(objective, lower_bound, exact, runner.runs)
+    return Certificate(objective, lower_bound, exact, runner.runs, estimate)
 
 
 def _relaxed(problem: ParticleProblem, oracle: OutputOracle, options: Global) -> Bounded:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_wprox.certified.bound.proof import tangents
 from torch_wprox.certified.bound.simplex_qp import Array, simplex_qp
 from torch_wprox.certified.problem.particle_problem import Risk
 from torch_wprox.certified.problem.quadratic_model import (
@@ -30,6 +31,9 @@ from torch_wprox.certified.responses.steepest import Steepest
 
 _BISECTIONS = 30
 _TIGHT = 1e-6
+# Shares of the admissible multiple of a gradient: what is left is for its rounding, or for a
+# minimiser of the loss that is only approximate.
+_SMALLER = (1.0 - 1e-12, 1.0 - 1e-6, 0.99, 0.9, 0.5)
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,15 @@ class TrainingBound:
     Attributes:
         lower_bound: The bound.
         value: The lowest F of a network (of any width) met on the way.
-        is_exact: Whether the directions were exact, so that the bound is a proof.
+        is_exact: Whether the bound is a proof.
+        estimate: What the bound was estimated at before it was proved; None where directions are
+            exact or nothing was proved.
     """
 
     lower_bound: float
     value: float
     is_exact: bool
+    estimate: float | None = None
 
 
 def training_bound(
@@ -58,6 +65,8 @@ def training_bound(
     max_iter: int,
     precision: float,
     exact_cells: int,
+    proof_seconds: float = 0.0,
+    tolerance_proof: float = 0.01,
 ) -> TrainingBound:
     """Bound min F by fully corrective conditional gradient on the path norm ball.
 
@@ -71,6 +80,8 @@ def training_bound(
         max_iter: Directions added at most.
         precision: Relative rounding error of the loss's gradient.
         exact_cells: See :class:`Steepest`.
+        proof_seconds: Time for a proof where directions are searched; 0: keep the estimate.
+        tolerance_proof: The proof stops when the steepest direction is known up to this share.
     """
     steepest = Steepest(features, len(offset), exact_cells)
     model = learn_quadratic(risk, start, precision)
@@ -118,7 +129,40 @@ def training_bound(
     if model.is_exact and math.isfinite(best):  # by the loss itself, not by the model of it
         value, lam = risk(point)
         best = value - float((lam * (point - offset)).sum())
-    return TrainingBound(best, total, steepest.is_exact)
+    if steepest.is_exact or proof_seconds <= 0:
+        return TrainingBound(best, total, steepest.is_exact)
+    _, lam = risk(point)
+    steepness = steepest.proved(lam, seconds=proof_seconds, tolerance=tolerance_proof)
+    proved = _proved_bound(risk, model, features, beta, point, steepness, offset)
+    return TrainingBound(proved, total, True, best)
+
+
+def _proved_bound(
+    risk: Risk,
+    model: QuadraticRisk,
+    features: Tensor,
+    beta: float,
+    z: Tensor,
+    steepness: float,
+    offset: Tensor,
+) -> float:
+    """Return a bound by a multiple of lam = grad R(z) that is proved to be admissible.
+
+    A tangent of R with the slope lam' bounds F if max over |u| = 1 of |lam'^T relu(X u)| <= beta,
+    and that maximum is at most s ``steepness`` + sum_t |lam' - s lam|_t |x_t|.
+    """
+    _, lam = risk(z)
+    lengths = features.norm(dim=1)
+    share = min(1.0, beta / max(steepness, 1e-300))
+    best = -math.inf
+    for smaller in _SMALLER:
+        s = share * smaller
+        below = tangents(risk, model, z, (1.0, s))[1]
+        rest = float((below.slope - s * lam).norm(dim=1) @ lengths)
+        if s * steepness + rest <= beta:
+            bound = below.intercept + float((below.slope * offset).sum())
+            best = max(best, bound)
+    return best
 
 
 def _corrected(outputs: Tensor, prices: Tensor, model: QuadraticRisk, weights: Array) -> Array:

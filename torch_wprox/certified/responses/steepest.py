@@ -6,11 +6,14 @@ It is the dual norm of the path norm: a network that minimises R + beta sum_i |w
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 
 from torch_wprox.certified.problem.batched_bfgs import polished
 from torch_wprox.certified.responses.arrangement import Arrangement
+from torch_wprox.certified.responses.branch_and_bound import proved_radii
 from torch_wprox.certified.responses.planar import Sectors
 from torch_wprox.certified.responses.searched import Dictionary
 from torch_wprox.certified.responses.spatial import farthest
@@ -53,6 +56,41 @@ class Steepest:
         sizes = ((candidates @ self._features.T).clamp_min(0.0) @ lam).norm(dim=1)
         best = int(sizes.argmax())
         return candidates[best], float(sizes[best])
+
+    def proved(self, lam: Tensor, *, seconds: float, tolerance: float = 0.01) -> float:
+        """Return a number that max over |u| = 1 of |lam^T relu(X u)| is proved not to exceed.
+
+        Where directions are exact it is the maximum. Elsewhere branch and bound proves it for each
+        sign of each output; several outputs are bounded one by one, and by the root of the sum of
+        their squares together, which may be sqrt(k) times too much.
+
+        Args:
+            lam: Loss gradient (n, k).
+            seconds: Stop then, with what is proved.
+            tolerance: Stop when the maximum is known up to this share.
+        """
+        u, size = self(lam)
+        if self.is_exact:
+            return size
+        until = time.monotonic() + seconds
+        origin = self._features.new_zeros(1, self._features.shape[1])
+        outputs = lam.shape[1]
+        square = 0.0
+        for c in range(outputs):
+            largest = 0.0
+            for i, sign in enumerate((1.0, -1.0)):
+                now = time.monotonic()
+                found = proved_radii(
+                    self._features,
+                    sign * lam[:, c],
+                    origin,
+                    torch.cat([u.unsqueeze(0), self._features]),
+                    tolerance=tolerance,
+                    seconds=max(0.0, until - now) / (2 * (outputs - c) - i),
+                )
+                largest = max(largest, float(found.proved))
+            square += largest**2
+        return square**0.5
 
     def _spatial_candidates(self, cells: Arrangement, lam: Tensor) -> Tensor:
         origin = self._features.new_zeros(1, 3)
