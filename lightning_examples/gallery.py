@@ -28,6 +28,7 @@ EXAMPLES = (
     "parameterisations",
     "distances",
     "certified",
+    "tabular",
     "weight_decay",
     "mean_field",
     "deeper",
