@@ -97,7 +97,8 @@ def draw(rows: list[dict[str, Any]]) -> Any:
         ax.axhline(own[0]["lower bound"], color="black", lw=1, label=f"lower bound, {kind}")
         ax.set_xticks(place, [row["solver"] for row in own])
         ax.set_title(table)
-        ax.legend()
+        ax.set_ylim(0, 1.35 * max(validation + [row["objective"] for row in own]))
+        ax.legend(loc="upper left", ncols=2)
     return axes[0]
 
 
