@@ -6,8 +6,8 @@
 Anchors are normal of size 1e-2, half of the neurons have the sign +, the network is their sum, the
 loss a mean squared error. "line" is the sine on n points, "d2" .. "d10" are normal data and labels
 with so many inputs. Bounds are proved with at most three inputs, bias included, else estimates.
-"local" is what BFGS reaches in 2000 evaluations, L-BFGS above 2000 numbers. Seconds are processor time on
-one thread.
+"local" is what BFGS reaches in 2000 evaluations, L-BFGS above 2000 numbers. Seconds are processor
+time on one thread.
 """
 
 from __future__ import annotations
