@@ -16,6 +16,7 @@ from collections.abc import Sequence
 NAMES = (
     "quality",
     "certified",
+    "proofs",
     "cost",
     "minibatch",
     "time_to_objective",

@@ -300,8 +300,8 @@ def test_labels_restrict_the_exchange_whatever_holds_them(kind: Callable[[Any], 
             "fn must depend on its argument through autograd",
         ),
         (
-            lambda: certify_training(nn.Sequential(nn.Linear(1, 3)), lambda: 0.0, beta=1.0),  # type: ignore[arg-type]
-            r"layer must be a MeanFieldLayer, got Sequential: .*from_linear",
+            lambda: certify_training(nn.Sequential(nn.Linear(1, 3)), lambda: 0.0, beta=1.0),
+            r"layer must be a MeanFieldLayer, .*, got Sequential: .*from_linear",
         ),
         (
             lambda: MeanFieldLayer.from_neurons(torch.ones(3, 2), torch.full((3,), math.nan)),

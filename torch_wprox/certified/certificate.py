@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_wprox.arguments import checked_number
 from torch_wprox.certified.bound.proof import proved
 from torch_wprox.certified.bound.relaxation import Bounded, held_against, relax
 from torch_wprox.certified.bound.training_bound import training_bound
+from torch_wprox.certified.linear_pair import Network, as_layer, linear_pair
 from torch_wprox.certified.problem.convexity import refuse_nonconvex
 from torch_wprox.certified.problem.of_layer import exchange_labels, particle_problem
 from torch_wprox.certified.problem.oracle import OutputOracle
@@ -28,9 +29,9 @@ from torch_wprox.report import Certificate
 
 
 def certify(
-    layer: MeanFieldLayer,
+    layer: Network,
     closure: Closure,
-    anchor: Tensor | Mapping[str, Tensor],
+    anchor: Tensor | Mapping[str, Tensor] | Network,
     gamma: float,
     *,
     distance: str = "emd",
@@ -47,11 +48,12 @@ def certify(
     took the step: Adam, BFGS, the global solver.
 
     Args:
-        layer: The layer, at V.
+        layer: The layer, at V; or ``nn.Sequential(Linear, ReLU, Linear)``, or the two Linear
+            layers, whose neurons are then the particles (w, b, alpha), the output's bias held.
         closure: Computes the loss through the layer, calls backward, returns the loss. It must
             depend on the layer's parameters through its output alone, in a convex way.
         anchor: W: the layer's ``particles`` (m, D) before the step, or its whole state dict (needed
-            where an output bias moves too).
+            where an output bias moves too). For Linear layers: a copy of them before the step.
         gamma: Step size of the step.
         distance: "emd" or "frobenius".
         classes: As for :class:`~torch_wprox.WassersteinProx`.
@@ -80,6 +82,25 @@ def certify(
         >>> found.certified, found.gap >= 0
         (True, True)
     """
+    if not isinstance(layer, MeanFieldLayer):
+        start = MeanFieldLayer.from_linear(*linear_pair(anchor))
+        with as_layer(layer) as own:
+            return certify(
+                own,
+                closure,
+                start.particles.detach(),
+                gamma,
+                distance=distance,
+                classes=classes,
+                weight_decay=weight_decay,
+                proof_seconds=proof_seconds,
+                options=options,
+            )
+    if isinstance(anchor, nn.Module | tuple):
+        raise TypeError(
+            "anchor must be the layer's particles (m, D) or its state dict before the step, got "
+            f"{type(anchor).__name__}"
+        )
     options = Global() if options is None else options
     if not gamma > 0:
         raise ValueError(f"gamma must be > 0, got {gamma!r}")
@@ -136,7 +157,7 @@ def certify(
 
 
 def certify_training(
-    layer: MeanFieldLayer,
+    layer: Network,
     closure: Closure,
     *,
     beta: float | None = None,
@@ -154,7 +175,8 @@ def certify_training(
     any 1/m included. The bound holds for networks of every width.
 
     Args:
-        layer: The trained layer.
+        layer: The trained layer; or ``nn.Sequential(Linear, ReLU, Linear)``, or the two Linear
+            layers. The bias of the second is held where it is.
         closure: Computes R, the loss WITHOUT the penalty, through the layer.
         beta: Weight of the path norm.
         weight_decay: Instead of ``beta``: F = R + (weight_decay/2)|parameters|^2, as the optimizers
@@ -189,10 +211,15 @@ def certify_training(
     Source: Bach (2017), Pilanci & Ergen (2020).
     """
     if not isinstance(layer, MeanFieldLayer):
-        raise TypeError(
-            f"layer must be a MeanFieldLayer, got {type(layer).__name__}: for two Linear layers, "
-            "MeanFieldLayer.from_linear(first, second)"
-        )
+        with as_layer(layer) as own:
+            return certify_training(
+                own,
+                closure,
+                beta=beta,
+                weight_decay=weight_decay,
+                proof_seconds=proof_seconds,
+                options=options,
+            )
     options = Global() if options is None else options
     penalty = beta if weight_decay is None else weight_decay
     if (beta is None) == (weight_decay is None) or penalty is None or not penalty > 0:

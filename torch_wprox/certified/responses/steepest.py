@@ -6,6 +6,7 @@ It is the dual norm of the path norm: a network that minimises R + beta sum_i |w
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -90,7 +91,7 @@ class Steepest:
                 )
                 largest = max(largest, float(found.proved))
             square += largest**2
-        return square**0.5
+        return math.sqrt(square)
 
     def _spatial_candidates(self, cells: Arrangement, lam: Tensor) -> Tensor:
         origin = self._features.new_zeros(1, 3)
