@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 
 import torch_wprox
 from torch_wprox.distances import sinkhorn
-from torch_wprox.optim import catalog
+from torch_wprox.optim import catalog, effort
 from torch_wprox.solvers import Auto
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +115,6 @@ def test_the_page_on_choosing_names_every_distance_and_solver() -> None:
 
 def test_the_numbers_of_the_page_on_choosing_are_the_librarys() -> None:
     text = (ROOT / "docs" / "choosing.md").read_text()
-    default = inspect.signature(torch_wprox.WassersteinProx).parameters["max_eval"].default
-    assert f"`max_eval` ({default} by default)" in text
+    assert f"`max_eval` ({effort.FULL} by default, {effort.BRIEF} on minibatches)" in text
     assert f"up to {Auto().dense_up_to} numbers" in text
     assert f"above {sinkhorn._DENSE_UP_TO} neurons" in text
