@@ -258,3 +258,13 @@ def test_float32_steps_go_on_after_a_step_that_ended_in_rounding() -> None:
     for _ in range(2):
         optimizer.step(closure_of(layer, optimizer, x, y))
         assert optimizer.report.loss_after < 0.95 * optimizer.report.loss_before
+
+
+def test_short_steps_of_few_evaluations_follow_the_flow() -> None:
+    # Each step begins with a larger slope than the last one ended with.
+    x, y = problems.sine_period()
+    layer = problems.balanced_layer(50, 1.0, 0)
+    optimizer = FrobeniusProx(layer.parameters(), 0.005, max_eval=15, tolerance_grad=1e-3)
+    for _ in range(30):
+        optimizer.step(closure_of(layer, optimizer, x, y))
+    assert optimizer.report.loss_after < 1e-3  # 0.0023 where steps begin too short

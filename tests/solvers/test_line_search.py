@@ -118,3 +118,10 @@ def test_a_decrease_that_is_rounding_does_not_shorten_the_next_trial() -> None:
     trials = FirstTrial()
     trials.note(*evaluations(lambda x: 1.0 + 1e-15 * x.sum(), 3.0, 2.0), 1.0)
     assert trials.length(-1e3) == 1.0
+
+
+def test_a_new_step_does_not_begin_with_the_last_small_decrease_of_the_one_before() -> None:
+    trials = FirstTrial()
+    trials.note(*evaluations(lambda x: 1e-6 * x.square().sum(), 3.0, 2.0), 1.0)
+    assert trials.length(-1.0) == pytest.approx(2.02 * 5e-6)
+    assert FirstTrial(trials.state()).length(-1.0) == 1.0

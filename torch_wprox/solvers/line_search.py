@@ -129,7 +129,10 @@ class FirstTrial:
     """
 
     def __init__(self, state: list[float] | None = None) -> None:
-        self._t, self._decrease, self._kinks = state or (1.0, 0.0, 0.0)
+        self._t, _, self._kinks = state or (1.0, 0.0, 0.0)
+        # A step ends where P hardly falls any more; the next one does not begin there, and a length
+        # that followed from that decrease would have to be doubled many times.
+        self._decrease = 0.0
 
     def length(self, slope: float) -> float:
         """Return the first t where P has this slope < 0 along the direction."""
