@@ -109,7 +109,7 @@ class Solved(Exchangeable):
 
     The cost p_j - <V_i, W_j> with p = |W|^2/2 has its row minima on the diagonal while particles
     are near their anchors; scipy finds the assignment in O(m^2) then. In a step of a small network
-    every call counts, so there are five, by torch, whose code the closure has just used.
+    every call counts, so there are five, by torch, whose code the closure uses, too.
     """
 
     def __init__(self, points: Tensor, rows: slice | Integers) -> None:
