@@ -28,7 +28,7 @@ CERTIFIED = (
     ("responses",),
     ("bound",),
     ("search",),
-    ("step_problem",),
+    ("step_problem", "linear_pair"),
     ("solver",),
     ("certificate",),
 )

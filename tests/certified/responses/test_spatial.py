@@ -59,7 +59,10 @@ def test_maximum_is_the_largest_over_all_cells(seed: int, size: float) -> None:
     expected = [largest(X.numpy(), c.numpy(), w) for w in W.numpy()]
     assert found.clamp_min(0).numpy() == pytest.approx(np.array(expected), rel=1e-9, abs=1e-9)
     attained = radius(u, X, c, W).diagonal()
-    assert attained.numpy() == pytest.approx(found.numpy(), rel=1e-12, abs=1e-12)
+    # Where every direction pulls inwards the best radius is 0, whatever the direction.
+    assert attained.clamp_min(0).numpy() == pytest.approx(
+        found.clamp_min(0).numpy(), rel=1e-12, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("n", [1, 5, 40])
