@@ -1,7 +1,7 @@
 """The relaxed step with particles confined to rays: a quadratic in the lengths along them.
 
 A particle that is spread over unit directions u with shares p_u and radii r_u has the output
-sum_u s_u psi(u), s_u = p_u r_u, and pays
+sum_u s_u psi(u), s_u = p_u r_u, and costs
 
     (kappa/2) (|W|^2 - 2 sum_u s_u <u, W> + sum_u s_u^2/p_u).
 
