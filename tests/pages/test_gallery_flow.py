@@ -93,7 +93,8 @@ def test_initialisation() -> None:
         hidden = torch.relu(x * angle.cos() + angle.sin())
         growth = max(growth, sign * 2 * (y * hidden).mean().item())
     assert f"\\max G = {math.log(10) / growth:.2f}$" in text
-    assert min(float(r["at its end"]) for r in rows if r["run"] == "scale 0.001") > 0.999
+    nearest = min(float(r["at its end"]) for r in rows if r["run"] == "scale 0.001")
+    assert f"to a cosine of {int(1e3 * nearest) / 1e3:.3f}" in text
     loss = medians(rows, "run", "loss")
     assert f"at {short(loss['scale 0.001'], 3)}, where" in text
     assert loss["scale 0.01"] < 0.06
