@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torch_wprox.certified.bound.bundle import bundled
 from torch_wprox.certified.bound.conditional_gradient import conditional_gradient
-from torch_wprox.certified.bound.dual import maximized_dual
+from torch_wprox.certified.bound.dual import UnboundedDual, maximized_dual
 from torch_wprox.certified.bound.minorant import Minorant, linear_value, lower_bound
 from torch_wprox.certified.bound.mixture import Relaxed
 from torch_wprox.certified.bound.spread import Spread, Tell, spread_over_rays
@@ -24,6 +25,7 @@ from torch_wprox.certified.problem.particle_problem import (
 )
 from torch_wprox.certified.problem.quadratic_model import (
     QuadraticRisk,
+    has_kink,
     learn_quadratic,
     local_quadratic,
 )
@@ -96,6 +98,8 @@ def relax(
         model = learn_quadratic(risk, z, precision)
     else:
         model = local_quadratic(risk, z, *risk(z), precision)
+    if not model.is_exact and has_kink(risk, model):
+        return _relaxed_by_cuts(problem, respond, risk, model, max_iter, precision)
     inner: Risk = model if model.is_exact else risk
     local: Configuration | None = None
     relaxed: Relaxed | Spread
@@ -160,6 +164,37 @@ def relax(
     size = abs(model.value) + problem.stiffness * float(problem.anchors.square().sum())
     refuse_nonconvex(bound, highest, size, precision)
     return Bounded(relaxed, bound, respond.is_exact, model, below, local)
+
+
+def _relaxed_by_cuts(
+    problem: ParticleProblem,
+    respond: BestResponse,
+    risk: Risk,
+    model: QuadraticRisk,
+    max_iter: int,
+    precision: float,
+) -> Bounded:
+    """Solve the relaxed step of a loss with kinks, which has no second-order model."""
+    start = Minorant.tangent(model.centre, model.value, model.grad)
+    found = bundled(
+        problem,
+        respond,
+        risk,
+        [start],
+        [],
+        tolerance=_BUNDLED,
+        max_rounds=min(max_iter, _ROUNDS),
+        precision=precision,
+    )
+    if not math.isfinite(found.lower_bound):
+        raise UnboundedDual(
+            "the dual bound is -inf at every combination of the gradients met: take a smaller gamma"
+        )
+    known = [problem.start(), *found.relaxed.atoms]
+    bound = lower_bound(problem, respond, found.below, precision, known)
+    size = abs(model.value) + problem.stiffness * float(problem.anchors.square().sum())
+    refuse_nonconvex(bound, found.relaxed.value, size + found.below.size, precision)
+    return Bounded(found.relaxed, bound, respond.is_exact, model, found.below, None)
 
 
 def _settled(
@@ -231,5 +266,7 @@ def held_against(
 _WARM = 1500
 # Steps from the edge of the dual's domain into it, each 4 times longer than the one before.
 _RETREATS = 8
+# Gap at which a loss with kinks counts as solved, and rounds after which it has to do.
+_BUNDLED, _ROUNDS = 1e-5, 80
 # Tolerances of the relaxed step over rays: directions are continuous, the last digits cost many.
 _EXACT, _SEARCHED = 1e-4, 5e-3

@@ -12,6 +12,8 @@ from torch_wprox.certified.problem.particle_problem import Risk
 
 # A loss that mixes samples has one dense Hessian; it is learnt column by column up to this size.
 _DENSE_UP_TO = 256
+# Twelve halvings leave 1/4096 of a smooth change, and the whole jump of one kink among at most 50.
+_HALVINGS, _JUMP, _NOTICEABLE = 12, 0.02, 1e-3
 # Rounding of a model that is the loss itself, in units in the last place of the largest term.
 _SAME = 1e3
 
@@ -112,6 +114,37 @@ def learn_quadratic(risk: Risk, z: Tensor, precision: float) -> QuadraticRisk:
     if model.agrees(elsewhere, *risk(elsewhere), precision):
         return model
     return local_quadratic(risk, z, value, grad, precision)
+
+
+def has_kink(risk: Risk, model: QuadraticRisk) -> bool:
+    """Return whether the gradient of R jumps on a line through the model's centre.
+
+    The line is halved, to the half in which the gradient changes more. Of a smooth loss the change
+    shrinks with the length, at a kink most of it stays.
+
+    Args:
+        risk: The loss.
+        model: Of it; the line has the length 1 + |z| at its centre z.
+    """
+    z, length = model.centre, 1.0 + float(model.centre.abs().max())
+    for sign in (1.0, -1.0):
+        low, high = z, z + sign * length * _wave(z)
+        at_low, at_high = model.grad, risk(high)[1]
+        whole = float((at_high - at_low).norm())
+        if whole <= _NOTICEABLE * float(at_low.norm()):
+            continue
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (low + high)
+            at_middle = risk(middle)[1]
+            if float((at_middle - at_low).norm()) >= float((at_high - at_middle).norm()):
+                high, at_high = middle, at_middle
+            else:
+                low, at_low = middle, at_middle
+            if float((at_high - at_low).norm()) <= _JUMP * whole:
+                break  # it shrinks with the interval
+        else:
+            return True
+    return False
 
 
 def local_quadratic(
