@@ -51,4 +51,4 @@ __all__ = [
     "prox",
     "wasserstein_sq",
 ]
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
