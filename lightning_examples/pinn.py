@@ -140,7 +140,10 @@ def figure(found: dict[str, tuple[Equation, Runs]], path: Path) -> None:
             x, extent = grid(equation, 200)
             with torch.no_grad():
                 u = runs[OURS][0](x)[:, 0].view(200, 200)
-            image = row[3].imshow(u, origin="lower", extent=extent, aspect="auto", cmap="coolwarm")
+            values = u.numpy()
+            image = row[3].imshow(
+                values, origin="lower", extent=extent, aspect="auto", cmap="coolwarm"
+            )
             row[3].figure.colorbar(image, ax=row[3])
             second = "$t$" if name == "Burgers" else "$y$"
             row[3].set(xlabel="$x$", ylabel=second, title=f"{OURS}: $u$")

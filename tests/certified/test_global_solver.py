@@ -292,8 +292,8 @@ def test_equal_anchors_separate_and_their_bound_does_not_depend_on_m() -> None:
             layer.particles.copy_(W)
         local = FrobeniusProx(layer.parameters(), 2500.0, solver="bfgs", max_eval=300)
         local.step(case.closure)
-        # Equal rows have equal gradients: a local descent keeps them equal for ever.
-        assert local.report.objective > 2 * report.objective
+        # Equal rows of one sign have equal gradients: only rounding parts them in a descent.
+        assert local.report.objective > 1.2 * report.objective
     assert bounds[1] == pytest.approx(bounds[0], rel=2e-6)
 
 
