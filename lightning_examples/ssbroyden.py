@@ -41,7 +41,7 @@ class SSBroyden(torch.optim.Optimizer):
         self._H: NDArray[np.float64] | None = None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Iterate; return the first loss.
 
         Raises:
