@@ -21,6 +21,7 @@ from torch_wprox import (
     Progress,
     Status,
     WassersteinProx,
+    certify,
     prox,
 )
 
@@ -168,3 +169,21 @@ def test_the_optimizer_says_what_it_is() -> None:
     assert text.startswith("WassersteinProx (distance=EMD(), solver=BFGS(")
     assert "max_eval=5" in text
     assert "Parameter Group 0" in text
+
+
+def test_certify_tells_how_far_it_is_and_keeps_the_bound_so_far() -> None:
+    layer = sinus_layer()
+    x, y = sinus_data()
+
+    def closure() -> Tensor:
+        loss = (layer(x) - y).square().mean()
+        loss.backward()
+        return loss
+
+    anchor = layer.particles.detach().clone()
+    seen: list[Progress] = []
+    early = certify(layer, closure, anchor, 1.0, callback=lambda p: seen.append(p) or len(seen) > 1)
+    assert len(seen) == 2
+    assert seen[-1].lower_bound is not None
+    full = certify(layer, closure, anchor, 1.0)
+    assert early.lower_bound <= full.lower_bound <= full.objective

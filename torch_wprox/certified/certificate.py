@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from torch_wprox.arguments import checked_number
 from torch_wprox.certified.bound.proof import proved
-from torch_wprox.certified.bound.relaxation import Bounded, held_against, relax
+from torch_wprox.certified.bound.relaxation import Bounded, held_against, never, relax
+from torch_wprox.certified.bound.spread import Tell
 from torch_wprox.certified.bound.training_bound import training_bound
 from torch_wprox.certified.linear_pair import Network, as_layer, linear_pair
 from torch_wprox.certified.problem.convexity import refuse_nonconvex
@@ -22,6 +24,7 @@ from torch_wprox.certified.problem.quadratic_model import learn_quadratic
 from torch_wprox.certified.solver import Global
 from torch_wprox.closure.guards import checked_weight_decay
 from torch_wprox.closure.runner import Closure, ClosureRunner
+from torch_wprox.closure.watch import Callback, Watch, checked_callback, checked_seconds
 from torch_wprox.distances.emd.exact import solve
 from torch_wprox.layers.mean_field import MeanFieldLayer
 from torch_wprox.particles.layouts import views_of_group
@@ -39,6 +42,8 @@ def certify(
     weight_decay: float = 0.0,
     proof_seconds: float = 10.0,
     options: Global | None = None,
+    callback: Callback | None = None,
+    seconds: float | None = None,
 ) -> Certificate:
     r"""Bound the proximal step from an anchor, and compare the layer's present parameters with it.
 
@@ -62,6 +67,9 @@ def certify(
             the estimate. See :class:`Global`.
         options: Tolerances of the bound; of ``tolerance_bound``, ``tolerance_proof``,
             ``max_iter``, ``exact_cells``.
+        callback: Called at every round that tightens the bound, where output weights are frozen,
+            with a :class:`~torch_wprox.Progress`; a true answer keeps the bound so far.
+        seconds: Time budget of these rounds; the proof has its own, ``proof_seconds``.
 
     Returns:
         The certificate of P. Its bound holds if the loss is convex in the output. That is probed,
@@ -94,6 +102,8 @@ def certify(
                 classes=classes,
                 weight_decay=weight_decay,
                 proof_seconds=proof_seconds,
+                callback=callback,
+                seconds=seconds,
                 options=options,
             )
     if isinstance(anchor, nn.Module | tuple):
@@ -116,6 +126,11 @@ def certify(
             "layer has an output bias that trains"
         )
     runner = ClosureRunner(closure, layer.parameters(), None)
+    watch = Watch(checked_callback(callback), checked_seconds(seconds))
+
+    def tell(value: float, bound: float) -> bool:
+        return watch.note(runner.runs, value, value, math.nan, bound)
+
     with torch.no_grad():
         oracle = OutputOracle(layer, _trained(layer), runner, _free)
         V, W = (
@@ -134,7 +149,7 @@ def certify(
             weight_decay=decay,
             offset_decay=decay,
         )
-        estimated = _relaxed(problem, oracle, options)
+        estimated = _relaxed(problem, oracle, options, tell)
         bounded = _proved(problem, oracle, estimated, options, proof_seconds)
         value, _ = oracle(oracle.output)
         sigma = solve(V, W, labels) if distance == "emd" else torch.arange(len(V))
@@ -291,7 +306,9 @@ def certify_training(
     return Certificate(objective, lower_bound, exact, runner.runs, estimate)
 
 
-def _relaxed(problem: ParticleProblem, oracle: OutputOracle, options: Global) -> Bounded:
+def _relaxed(
+    problem: ParticleProblem, oracle: OutputOracle, options: Global, tell: Tell = never
+) -> Bounded:
     """Bound the step, and look for what would make the bound false."""
     for may_be_quadratic in (True, False):
         bounded = relax(
@@ -302,6 +319,7 @@ def _relaxed(problem: ParticleProblem, oracle: OutputOracle, options: Global) ->
             precision=oracle.precision,
             exact_cells=options.exact_cells,
             may_be_quadratic=may_be_quadratic,
+            tell=tell,
         )
         visited = [bounded.relaxed.output, bounded.relaxed.bound_output, oracle.output]
         if probe(oracle, problem, bounded.model, visited, bounded.lower_bound):
