@@ -8,7 +8,7 @@ import torch
 from cases.global_cases import F64, random_case
 from torch_wprox import WassersteinProx
 from torch_wprox.certified.problem.quadratic_model import QuadraticRisk
-from torch_wprox.certified.search.rounding import Table, completed, vertex_weights
+from torch_wprox.certified.search.rounding import Table, integer_completion, vertex_weights
 
 
 def table_of(outputs: list[list[float]], prices: list[list[float]]) -> Table:
@@ -27,7 +27,7 @@ def test_a_target_out_of_reach_has_no_vertex() -> None:
     assert vertex_weights(table, torch.tensor([3.0], dtype=F64), tilt) is None
     found = vertex_weights(table, torch.tensor([1.0], dtype=F64), tilt)
     assert found is not None
-    assert int(completed(table, found).sum()) == 1  # one particle moves, the other stays
+    assert int(integer_completion(table, found).sum()) == 1  # one particle moves, the other stays
 
 
 @pytest.mark.parametrize("price", [float("nan"), float("inf")])

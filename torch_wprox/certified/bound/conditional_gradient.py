@@ -21,6 +21,9 @@ from torch_wprox.certified.problem.quadratic_model import QuadraticRisk
 from torch_wprox.certified.responses.best_response import BestResponse
 from torch_wprox.objective import BudgetExhausted
 
+# Configurations kept for rounding.
+_POOL = 60
+
 
 def conditional_gradient(
     problem: ParticleProblem,
@@ -33,7 +36,6 @@ def conditional_gradient(
     tolerance: float,
     max_iter: int,
     tell: Callable[[float, float], bool],
-    pool_size: int = 60,
 ) -> Relaxed:
     """Solve the relaxed step by fully corrective conditional gradient.
 
@@ -53,7 +55,6 @@ def conditional_gradient(
         tolerance: Gap at which to stop, relative to the value.
         max_iter: Iterations.
         tell: Called at every iteration with value and bound; a true answer ends it.
-        pool_size: Configurations kept for rounding.
 
     Returns:
         The mixture with its bound.
@@ -95,7 +96,7 @@ def conditional_gradient(
         best,
         multiplier,
         bound_output,
-        pool[-pool_size:],
+        pool[-_POOL:],
     )
 
 

@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 from torch_wprox.certified.bound.mixture import Mixture, Relaxed
-from torch_wprox.certified.problem.batched_bfgs import polished
+from torch_wprox.certified.problem.batched_bfgs import batched_bfgs
 from torch_wprox.certified.problem.particle_problem import Configuration, ParticleProblem, Risk
 from torch_wprox.certified.problem.quadratic_model import QuadraticRisk, local_quadratic
 from torch_wprox.certified.responses.best_response import BestResponse
+
+# Configurations kept for rounding.
+_POOL = 60
+
 
 _NEWTON = 20
 _ASCENTS = 4
@@ -38,7 +42,6 @@ def maximized_dual(
     tolerance: float,
     max_iter: int,
     precision: float,
-    pool_size: int = 60,
 ) -> Relaxed:
     """Maximise the dual by BFGS, then mix the best responses met into a solution of the step.
 
@@ -50,7 +53,6 @@ def maximized_dual(
         tolerance: Relative increase under which the search ends.
         max_iter: Evaluations of the dual.
         precision: Relative rounding error of the loss's gradient.
-        pool_size: Configurations kept for the mixture and for rounding.
     """
     shape = model.centre.shape
     pool: list[Configuration] = []
@@ -76,7 +78,7 @@ def maximized_dual(
             best[:] = [(bound, lam, z)]
         x = answer.configuration
         pool.append(x)
-        del pool[:-pool_size]
+        del pool[:-_POOL]
         ascent = curved(z, value, lam, problem.output(x.points, x.offset) - z)
         return flat.new_tensor([-bound]), -ascent.reshape(1, -1)
 
@@ -90,7 +92,7 @@ def maximized_dual(
         steepness = float(negative_dual(x)[1].norm())
         reach = _REACH * (1.0 + float(x.norm())) / max(steepness, 1e-300)
         first = min(scale, reach)
-        found = polished(negative_dual, x, first, max_rounds=max_iter, tolerance=tolerance)
+        found = batched_bfgs(negative_dual, x, first, max_rounds=max_iter, tolerance=tolerance)
         if best:
             bound, multiplier, bound_output = best[0]
         mixture = Mixture(problem, [problem.start(), *pool])

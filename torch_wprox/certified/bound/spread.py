@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from torch_wprox.certified.bound.ray_program import RayProgram, Rays
-from torch_wprox.certified.problem.batched_bfgs import polished
+from torch_wprox.certified.problem.batched_bfgs import batched_bfgs
 from torch_wprox.certified.problem.particle_problem import Configuration, ParticleProblem, Risk
 from torch_wprox.certified.problem.quadratic_model import QuadraticRisk
 from torch_wprox.certified.responses.best_response import BestResponse
@@ -256,7 +256,7 @@ class _Spreading:
             value = (hidden.clamp_min(0.0) * weights).sum(1) + 0.5 * kappa * moved.square().sum(1)
             return value, ((hidden > 0) * weights) @ X + kappa * moved
 
-        return _unit(polished(function, start, 1.0 / kappa, max_rounds=_ASCENT).points), group
+        return _unit(batched_bfgs(function, start, 1.0 / kappa, max_rounds=_ASCENT).points), group
 
     # -- the second stage: every particle for itself ---------------------------------------------
 

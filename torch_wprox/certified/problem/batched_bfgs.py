@@ -24,7 +24,7 @@ _PAIRS = 20
 
 
 @dataclass(frozen=True)
-class Polished:
+class BatchMinima:
     """Where every start ended.
 
     Attributes:
@@ -38,14 +38,14 @@ class Polished:
     rounds: int
 
 
-def polished(
+def batched_bfgs(
     function: BatchFunction,
     start: Tensor,
     first_step: float,
     *,
     max_rounds: int,
     tolerance: float = 1e-9,
-) -> Polished:
+) -> BatchMinima:
     """Descend from every row of ``start`` by (L-)BFGS with weak Wolfe steps, all rows in lockstep.
 
     One round evaluates every row once; a row whose step is accepted updates its inverse Hessian and
@@ -94,7 +94,7 @@ def polished(
             low, high = torch.where(moved, zero, low), torch.where(moved, infinite, high)
         t = torch.where(high.isinf(), torch.where(low > 0, 2.0 * low, one), 0.5 * (low + high))
         alive = alive & ~stuck & (-slope > tolerance * f.abs())
-    return Polished(x, f, rounds)
+    return BatchMinima(x, f, rounds)
 
 
 class _Dense:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from torch_wprox.certified.problem.batched_bfgs import polished
+from torch_wprox.certified.problem.batched_bfgs import batched_bfgs
 from torch_wprox.certified.problem.particle_problem import Configuration, ParticleProblem
 from torch_wprox.certified.problem.quadratic_model import QuadraticRisk
 
@@ -47,7 +47,7 @@ def bfgs_descent(problem: ParticleProblem, rounds: int, generator: torch.Generat
             value = value + 0.5 * problem.offset_stiffness * shifted.square().sum(1)
             return value, torch.cat([grad, lam.sum(1) + problem.offset_stiffness * shifted], 1)
 
-        found = polished(function, start, 1.0 / problem.stiffness, max_rounds=rounds)
+        found = batched_bfgs(function, start, 1.0 / problem.stiffness, max_rounds=rounds)
         ends = []
         for x, given, order in zip(found.points, batch, sigma, strict=True):
             V = x[:size].view(points.shape[1:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torch_wprox.certified.problem.batched_bfgs import polished
+from torch_wprox.certified.problem.batched_bfgs import batched_bfgs
 from torch_wprox.certified.problem.particle_problem import Answer, ParticleProblem
 
 _RANDOM = 512
@@ -93,7 +93,7 @@ class Directions:
                 value = hidden.clamp_min(0.0) @ g + 0.5 * kappa * moved.square().sum(1)
                 return value, ((hidden > 0) * g) @ X + kappa * moved
 
-            found = polished(function, starts.flatten(0, 1), first / kappa, max_rounds=rounds)
+            found = batched_bfgs(function, starts.flatten(0, 1), first / kappa, max_rounds=rounds)
             lowest, winner = found.values.view(starts.shape[:2]).min(1)
             rows = torch.arange(len(anchors), device=X.device)
             ends = found.points.view(starts.shape)[rows, winner]
@@ -144,7 +144,7 @@ class JointDirections:
             value = value + (q * (alpha_from - 0.5 * q / kappa)).sum(1)
             return value, ((hidden > 0) * (alpha @ weights.T)) @ X + kappa * moved
 
-        found = polished(function, starts.flatten(0, 1), 1.0 / kappa, max_rounds=_REFINEMENT)
+        found = batched_bfgs(function, starts.flatten(0, 1), 1.0 / kappa, max_rounds=_REFINEMENT)
         steepest = (_unit(found.points) @ X.T).clamp_min(0.0) @ weights
         if bool((steepest.norm(dim=1) >= kappa).any()):
             table.learn(found.points[steepest.norm(dim=1) >= kappa])

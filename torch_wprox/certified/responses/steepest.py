@@ -12,7 +12,7 @@ import time
 import torch
 from torch import Tensor
 
-from torch_wprox.certified.problem.batched_bfgs import polished
+from torch_wprox.certified.problem.batched_bfgs import batched_bfgs
 from torch_wprox.certified.responses.arrangement import Arrangement
 from torch_wprox.certified.responses.branch_and_bound import proved_radii
 from torch_wprox.certified.responses.planar import Sectors
@@ -114,7 +114,7 @@ class Steepest:
             return -(size / radius)[:, 0], -grad / radius + size * v / radius**3
 
         scale = 1.0 / max(float(sizes.max()), 1e-300)
-        found = _unit(polished(function, start, scale, max_rounds=_REFINEMENT).points)
+        found = _unit(batched_bfgs(function, start, scale, max_rounds=_REFINEMENT).points)
         table.learn(found)
         return torch.cat([start, found])
 

@@ -35,8 +35,8 @@ def descent(problem: ParticleProblem, rounds: int, generator: torch.Generator) -
         renamed = reassigned(problem, x)
         if respond is None:
             return renamed
-        swapped = exchanged(problem, respond, renamed, model)
-        return x if swapped is renamed and renamed is x else swapped
+        exchanged_once = exchanged(problem, respond, renamed, model)
+        return x if exchanged_once is renamed and renamed is x else exchanged_once
 
     def with_exchange(batch: list[Configuration], model: QuadraticRisk) -> list[Configuration]:
         ends = []

@@ -79,7 +79,9 @@ class Table:
         return Configuration(points, self.offset, sigma)
 
 
-def dealt(problem: ParticleProblem, weights: Tensor, generator: torch.Generator) -> Tensor:
+def stratified_rounding(
+    problem: ParticleProblem, weights: Tensor, generator: torch.Generator
+) -> Tensor:
     """Deal the atoms out at random, each to its share of the particles of every coefficient.
 
     Systematic sampling: the number of particles of an atom is within 1 of its weight's share, where
@@ -134,7 +136,7 @@ def vertex_weights(table: Table, target: Tensor, tilt: Tensor) -> Tensor | None:
     return torch.from_numpy(np.ascontiguousarray(solved.x)).to(target).reshape(J, m)
 
 
-def completed(table: Table, share: Tensor) -> Tensor:
+def integer_completion(table: Table, share: Tensor) -> Tensor:
     """Return the best choice (m,) that agrees with the weights (J, m) where these are integral.
 
     Fractional particles are enumerated, in blocks of at most 4096 combinations, the others of the
@@ -165,7 +167,9 @@ def completed(table: Table, share: Tensor) -> Tensor:
     return choice
 
 
-def swapped(table: Table, choice: Tensor, *, max_moves: int = 200) -> tuple[Tensor, float]:
+def interchange_search(
+    table: Table, choice: Tensor, *, max_moves: int = 200
+) -> tuple[Tensor, float]:
     """Improve a choice (m,) by the best single or pair of changes until none helps.
 
     Returns:
@@ -232,7 +236,7 @@ def rounded(
         weights = vertex_weights(table, target, (TILT * spread if s else 0.0) * tilt)
         if weights is None:  # the mixture itself: every particle is fractional
             weights = mixed.unsqueeze(1).expand(J, m)
-        choice, value = swapped(table, completed(table, weights))
+        choice, value = interchange_search(table, integer_completion(table, weights))
         found[tuple(choice.tolist())] = value
     ordered = sorted(found, key=lambda key: found[key])
     return [table.configuration(torch.tensor(key, device=offset.device)) for key in ordered]

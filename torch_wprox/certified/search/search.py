@@ -24,7 +24,12 @@ from torch_wprox.certified.responses.planar import Sectors
 from torch_wprox.certified.search.descent import descent
 from torch_wprox.certified.search.enumeration import enumerated, is_enumerable
 from torch_wprox.certified.search.ray_rounding import RayRounding
-from torch_wprox.certified.search.rounding import Table, dealt, rounded, swapped
+from torch_wprox.certified.search.rounding import (
+    Table,
+    interchange_search,
+    rounded,
+    stratified_rounding,
+)
 
 # Rounds of (second-order model of the loss at the present output, search on the model).
 _REMODELS = 4
@@ -193,8 +198,8 @@ def _starts(
     for i in range(0, count, size):
         batch = []
         for _ in range(min(size, count - i)):
-            choice = dealt(problem, relaxed.weights, generator)
+            choice = stratified_rounding(problem, relaxed.weights, generator)
             if not has_cells(problem):
-                choice, _ = swapped(table, choice)
+                choice, _ = interchange_search(table, choice)
             batch.append(table.configuration(choice))
         yield batch
