@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from torch_wprox.certified.solver import Global
 from torch_wprox.distances.base import Distance
@@ -17,6 +18,8 @@ from torch_wprox.solvers.bfgs import BFGS
 from torch_wprox.solvers.first_order import adam
 from torch_wprox.solvers.gradient_descent import GradientDescent
 from torch_wprox.solvers.lbfgs import LBFGS
+
+T = TypeVar("T")
 
 DISTANCES: dict[str, Callable[[], Distance]] = {
     "frobenius": Frobenius,
@@ -33,19 +36,7 @@ def distance_named(distance: str | Distance) -> Distance:
         TypeError: It is neither a name nor such an object.
         ValueError: No distance has that name.
     """
-    if not isinstance(distance, str):
-        if isinstance(distance, type) or not callable(getattr(distance, "anchored", None)):
-            raise TypeError(
-                f"distance must be a name or an object with options, such as EMD(), got "
-                f"{distance!r}"
-            )
-        return distance
-    if distance not in DISTANCES:
-        known = ", ".join(repr(name) for name in DISTANCES)
-        raise ValueError(
-            f"distance must be one of {known} or an object with options, got {distance!r}"
-        )
-    return DISTANCES[distance]()
+    return _named("distance", distance, DISTANCES, method="anchored", example="EMD()")
 
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
@@ -66,13 +57,23 @@ def solver_named(solver: str | Solver) -> Solver:
         TypeError: It is neither a name nor such an object.
         ValueError: No solver has that name.
     """
-    if not isinstance(solver, str):
-        if isinstance(solver, type) or not callable(getattr(solver, "minimize", None)):
+    return _named("solver", solver, SOLVERS, method="minimize", example="LBFGS()")
+
+
+def _named(
+    argument: str, given: str | T, table: dict[str, Callable[[], T]], *, method: str, example: str
+) -> T:
+    """Return what ``given`` names in the table; an object that has the method, as it is."""
+    if not isinstance(given, str):
+        if isinstance(given, type) or not callable(getattr(given, method, None)):
             raise TypeError(
-                f"solver must be a name or an object with options, such as LBFGS(), got {solver!r}"
+                f"{argument} must be a name or an object with options, such as {example}, got "
+                f"{given!r}"
             )
-        return solver
-    if solver not in SOLVERS:
-        known = ", ".join(repr(name) for name in SOLVERS)
-        raise ValueError(f"solver must be one of {known} or an object with options, got {solver!r}")
-    return SOLVERS[solver]()
+        return given
+    if given not in table:
+        known = ", ".join(repr(name) for name in table)
+        raise ValueError(
+            f"{argument} must be one of {known} or an object with options, got {given!r}"
+        )
+    return table[given]()
