@@ -73,7 +73,7 @@ def note(seed: int, gamma: float) -> Problem:
     x = torch.linspace(-0.5, 0.5, 5, dtype=F64).unsqueeze(1)
     y = torch.sin(10 * x - torch.pi / 2) + 0.2 * x - 0.5
     return Problem(
-        _layer(1, 50, 1e-2 * np.random.default_rng(seed).standard_normal((50, 2))), x, y, gamma
+        layer_at(1, 50, 1e-2 * np.random.default_rng(seed).standard_normal((50, 2))), x, y, gamma
     )
 
 
@@ -81,10 +81,10 @@ def large(seed: int, gamma: float) -> Problem:
     """Ten inputs, n = 50, m = 40: normal data, normal labels, scale 1e-2."""
     rng = np.random.default_rng(seed)
     x, y = (torch.from_numpy(rng.standard_normal((50, k))) for k in (10, 1))
-    return Problem(_layer(10, 40, 1e-2 * rng.standard_normal((40, 11))), x, y, gamma)
+    return Problem(layer_at(10, 40, 1e-2 * rng.standard_normal((40, 11))), x, y, gamma)
 
 
-def _layer(d: int, m: int, particles: np.ndarray[Any, Any]) -> MeanFieldLayer:
+def layer_at(d: int, m: int, particles: np.ndarray[Any, Any]) -> MeanFieldLayer:
     layer = MeanFieldLayer(d, m, parameterization="signed", reduction="sum", dtype=F64)
     with torch.no_grad():
         layer.particles.copy_(torch.from_numpy(particles))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_diabetes
 
-from benchmarks.certified import Problem, _layer
+from benchmarks.certified import Problem, layer_at
 from benchmarks.table import header, machine, row
 
 F64 = torch.float64
@@ -51,7 +51,7 @@ class Size:
         else:
             X, Y = (torch.from_numpy(rng.standard_normal((self.n, k))) for k in (self.d, 1))
         anchors = 1e-2 * rng.standard_normal((self.m, X.shape[1] + 1))
-        return Problem(_layer(X.shape[1], self.m, anchors), X, Y, self.gamma)
+        return Problem(layer_at(X.shape[1], self.m, anchors), X, Y, self.gamma)
 
 
 SIZES = (

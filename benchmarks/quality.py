@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -23,61 +22,37 @@ from benchmarks import problems
 from benchmarks.problems import Problem
 from benchmarks.table import header, machine, quartiles, row
 from torch_wprox import prox
-from torch_wprox.objective import Evaluation, Objective
-from torch_wprox.optim.catalog import solver_named
-from torch_wprox.report import Status
 from torch_wprox.solvers.base import Solver
-from torch_wprox.solvers.stopping import Stopping
 
 BUDGETS = (500, 1000, 4000)
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """A solver whose best objective after each budget is noted in ``values``."""
-
-    solver: Solver
-    budgets: tuple[int, ...]
-    values: dict[int, float]
-    name = "recorded"
-
-    def minimize(
-        self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None
-    ) -> tuple[Status, dict[str, Any] | None]:
-        """Let the solver minimise and count its evaluations; the step made the first one."""
-        evaluate, most = objective.evaluate, max(self.budgets)
-
-        def counted(v: torch.Tensor) -> Evaluation:
-            found = evaluate(v)
-            used = most - objective.evaluations_left
-            if used in self.budgets:
-                self.values[used] = objective.best.value
-            return found
-
-        objective.evaluate = counted  # type: ignore[method-assign, assignment]
-        status, memory = self.solver.minimize(objective, stopping, memory)
-        for budget in self.budgets:  # it may have ended before
-            self.values.setdefault(budget, objective.best.value)
-        return status, memory
+def lowest(
+    problem: Problem, gamma: float, distance: str, solver: str | Solver, budget: int
+) -> list[float]:
+    """Return the lowest P so far after every evaluation but the first, which is at the anchor."""
+    values: list[float] = []
+    prox(
+        problem.fn,
+        problem.W,
+        gamma,
+        distance=distance,
+        classes=problem.classes,
+        solver=solver,
+        max_eval=budget,
+        callback=lambda progress: values.append(progress.best),
+    )
+    return values
 
 
 def values(
     problem: Problem, gamma: float, distance: str, solver: str | Solver, budgets: tuple[int, ...]
 ) -> dict[int, float]:
-    """Return the lowest P after each budget."""
+    """Return the lowest P after each budget; a step may end before."""
     found: dict[int, float] = {}
-    chosen = solver_named(solver)
-    runs = [(b,) for b in budgets] if solver == "adam" else [budgets]
-    for run in runs:
-        prox(
-            problem.fn,
-            problem.W,
-            gamma,
-            distance=distance,
-            classes=problem.classes,
-            solver=Recorded(chosen, run, found),
-            max_eval=max(run),
-        )
+    for run in [(b,) for b in budgets] if solver == "adam" else [budgets]:
+        history = lowest(problem, gamma, distance, solver, max(run))
+        found |= {budget: history[min(budget - 1, len(history)) - 1] for budget in run}
     return found
 
 

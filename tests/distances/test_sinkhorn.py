@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import ot
 import pytest
 import torch
@@ -99,11 +101,20 @@ def test_a_translation_moves_the_prox_as_in_w2() -> None:
     assert torch.allclose(moved, W - 0.3 * c, atol=1e-3)
 
 
+def test_a_class_above_dense_up_to_asks_for_keops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pykeops", None)  # as where it is not installed
+    labels = torch.tensor([0] * 4 + [1] * 8)
+    Sinkhorn(dense_up_to=8).anchored(W, labels).evaluate(V)
+    with pytest.raises(ModuleNotFoundError, match="Sinkhorn on 8 particles needs KeOps"):
+        Sinkhorn(dense_up_to=7).anchored(W, labels).evaluate(V)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"blur": 0.0}, "blur must be > 0, got 0.0"),
         ({"scaling": 1.0}, r"scaling must be in \(0, 1\)"),
+        ({"dense_up_to": -1}, "dense_up_to must be an integer >= 0, got -1"),
     ],
 )
 def test_bad_options_are_named(kwargs: dict[str, float], message: str) -> None:

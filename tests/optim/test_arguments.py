@@ -85,7 +85,8 @@ COUNTS: list[tuple[Callable[..., Any], str]] = [
     *((make, "max_eval") for make in (wasserstein, frobenius, prox_of)),
     *((jko, name) for name in ("max_iterations", "max_rounds")),
     *((torch_wprox.Global, name) for name in ("max_iter", "starts", "polish")),
-    *((Sliced, "projections"), (LBFGS, "history"), (WeakWolfe, "max_trials")),
+    *((Sliced, "projections"), (Sinkhorn, "dense_up_to"), (LBFGS, "history")),
+    (WeakWolfe, "max_trials"),
     *((BFGS, "remember"), (Auto, "dense_up_to"), (Auto, "remember"), (grid, "out_features")),
     *((layer, name) for name in ("in_features", "width", "out_features")),
 ]

@@ -13,7 +13,7 @@ import torch
 from matplotlib import pyplot as plt
 
 import torch_wprox
-from torch_wprox.distances import sinkhorn
+from torch_wprox.distances import Sinkhorn
 from torch_wprox.optim import catalog, effort
 from torch_wprox.solvers import Auto
 
@@ -117,4 +117,4 @@ def test_the_numbers_of_the_page_on_choosing_are_the_librarys() -> None:
     text = (ROOT / "docs" / "choosing.md").read_text()
     assert f"`max_eval` ({effort.FULL} by default, {effort.BRIEF} on minibatches)" in text
     assert f"up to {Auto().dense_up_to} numbers" in text
-    assert f"above {sinkhorn._DENSE_UP_TO} neurons" in text
+    assert f"above {Sinkhorn().dense_up_to} neurons" in text

@@ -10,13 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_wprox.arguments import checked_flag, checked_number
+from torch_wprox.arguments import checked_count, checked_flag, checked_number
 from torch_wprox.closure.ranks import Agree, alone
 from torch_wprox.distances.base import AnchoredDistance, Distance, DistanceValue
 from torch_wprox.distances.clouds import class_rows
-
-# Dense cost matrices up to this many particles per class; above, GeomLoss computes through KeOps.
-_DENSE_UP_TO = 5000
 
 
 @dataclass(frozen=True)
@@ -34,10 +31,12 @@ class Sinkhorn(Distance):
         scaling: Ratio of the annealing in (0, 1): nearer to 1 is more accurate and slower.
             The default of GeomLoss, 0.5, leaves errors of ten per cent in value and gradient.
         debiased: False gives OT_eps itself, which shrinks clouds and is not 0 at V = W.
+        dense_up_to: Largest class whose cost matrices are kept in memory, 200 MB each for 5000
+            particles. Above it GeomLoss computes the entries when they are needed, through KeOps.
 
     Raises:
         ValueError: An option is out of its range.
-        ModuleNotFoundError: More than 5000 particles in a class and pykeops is not installed.
+        ModuleNotFoundError: More than ``dense_up_to`` particles in a class, without pykeops.
 
     Example:
         >>> W = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
@@ -51,6 +50,7 @@ class Sinkhorn(Distance):
     blur: float = 0.05
     scaling: float = 0.9
     debiased: bool = True
+    dense_up_to: int = 5000
 
     name = "sinkhorn"
 
@@ -58,6 +58,7 @@ class Sinkhorn(Distance):
         checked_number("blur", self.blur, "> 0", lambda blur: 0 < blur < math.inf)
         checked_number("scaling", self.scaling, "in (0, 1)", lambda ratio: 0 < ratio < 1)
         checked_flag("debiased", self.debiased)
+        checked_count("dense_up_to", self.dense_up_to, least=0)
 
     def anchored(self, W: Tensor, classes: Tensor | None, agree: Agree = alone) -> AnchoredDistance:
         """Return d(., W), class by class."""
@@ -77,7 +78,7 @@ class _AnchoredSinkhorn(AnchoredDistance):
     @cached_property
     def _backend(self) -> str:
         largest = max(len(self._W[rows]) for rows in self._rows)
-        if largest <= _DENSE_UP_TO:
+        if largest <= self._options.dense_up_to:
             return "tensorized"
         try:
             import pykeops  # noqa: F401
