@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.naive import emd2_by_autograd
+from benchmarks.table import Table, add_arguments
 from torch_wprox import FirstOrder, FrobeniusProx, MeanFieldLayer, StepReport, WassersteinProx
 
 F64 = torch.float64
@@ -92,22 +93,22 @@ def layer_at(d: int, m: int, particles: np.ndarray[Any, Any]) -> MeanFieldLayer:
 
 
 # %% One step of the note's problem
-def gaps(seeds: Sequence[int]) -> dict[float, list[tuple[StepReport, float]]]:
+def gaps(
+    seeds: Sequence[int], args: argparse.Namespace | None = None
+) -> dict[float, list[tuple[StepReport, float]]]:
     found = {
         gamma: [note(s, gamma).step(solver="global", max_eval=EVALUATIONS) for s in seeds]
         for gamma in GAMMAS
     }
-    print("| gamma | gap, median | gap, worst | evaluations | seconds, median | seconds, worst |")
-    print("|---|---|---|---|---|---|")
+    names = ["gamma", "gap, median", "gap, worst", "evaluations"]
+    table = Table([*names, "seconds, median", "seconds, worst"], args)
     for gamma, rows in found.items():
         shares = [100 * r.gap / r.lower_bound for r, _ in rows if r.gap and r.lower_bound]
-        times = [seconds for _, seconds in rows]
-        print(
-            f"| {gamma:g} | {statistics.median(shares):.3f} % | {max(shares):.3f} % "
-            f"| {max(r.evaluations for r, _ in rows)} | {statistics.median(times):.2f} "
-            f"| {max(times):.2f} |",
-            flush=True,
-        )
+        times = [spent for _, spent in rows]
+        found_gaps = [f"{statistics.median(shares):.3f} %", f"{max(shares):.3f} %"]
+        seconds = [f"{statistics.median(times):.2f}", f"{max(times):.2f}"]
+        evaluations = max(r.evaluations for r, _ in rows)
+        table.add([f"{gamma:g}", *found_gaps, evaluations, *seconds])
         assert all(r.certified for r, _ in rows)
         _target(f"gamma {gamma:g}: worst gap, %", max(shares), WORST)
         _target(f"gamma {gamma:g}: median gap, %", statistics.median(shares), MEDIANS[gamma])
@@ -164,11 +165,11 @@ def naive_loop(problem: Problem, iterations: int) -> tuple[float, float]:
 
 
 # %% More inputs: searched best responses
-def many_inputs(seeds: Sequence[int], budget: int) -> None:
-    print(
-        f"\n| seed | global | evaluations | seconds | best local, {budget} evaluations | lower by "
-        f"| BFGS, up to {TO_THE_END} evaluations |\n" + "|---" * 7 + "|"
-    )
+def many_inputs(seeds: Sequence[int], budget: int, args: argparse.Namespace) -> None:
+    print()
+    names = ["seed", "global", "evaluations", "seconds", f"best local, {budget} evaluations"]
+    names += ["lower by", f"BFGS, up to {TO_THE_END} evaluations"]
+    table = Table(names, args, part="inputs")
     for seed in seeds:
         ours, seconds = large(seed, 1.0).step(solver="global", max_eval=budget)
         local = {
@@ -180,12 +181,9 @@ def many_inputs(seeds: Sequence[int], budget: int) -> None:
         best = min(local, key=local.__getitem__)
         ended, _ = large(seed, 1.0).step(solver="bfgs", max_eval=TO_THE_END, tolerance_grad=0.0)
         lower = 100 * (1 - ours.objective / local[best])
-        print(
-            f"| {seed} | {ours.objective:.5f} | {ours.evaluations} | {seconds:.0f} "
-            f"| {local[best]:.5f} ({best}) | {lower:.1f} % "
-            f"| {ended.objective:.5f} ({ended.status}, {ended.evaluations}) |",
-            flush=True,
-        )
+        cells = [seed, f"{ours.objective:.5f}", ours.evaluations, f"{seconds:.0f}"]
+        cells += [f"{local[best]:.5f} ({best})", f"{lower:.1f} %"]
+        table.add([*cells, f"{ended.objective:.5f} ({ended.status}, {ended.evaluations})"])
         _target("d = 10: lower than the best local by, %", lower, 5.0, at_least=True)
 
 
@@ -242,13 +240,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=10, help="anchors")
     parser.add_argument("--budget", type=int, default=4000, help="evaluations of a local solver")
     parser.add_argument("--fast", action="store_true", help="two seeds, short loops")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="ot")
     seeds, budget = range(args.seeds), args.budget
     if args.fast:
         seeds, budget = range(2), 50
-    solved = gaps(seeds)
+    solved = gaps(seeds, args)
     seconds = run(seeds[:3])
     reached, per_iteration = naive_loop(note(0, 1.0), budget)
     bound = solved[1.0][0][0].lower_bound
@@ -264,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         flush=True,
     )
     if not args.fast:
-        many_inputs(range(3), EVALUATIONS)
+        many_inputs(range(3), EVALUATIONS, args)
     if args.figure is not None:
         figure(args.figure, seeds, lambda gamma: [r for r, _ in solved[gamma]], budget)
 

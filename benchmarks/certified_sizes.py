@@ -21,7 +21,7 @@ import torch
 from sklearn.datasets import load_diabetes
 
 from benchmarks.certified import Problem, layer_at
-from benchmarks.table import header, machine, row
+from benchmarks.table import Table, add_arguments, machine
 
 F64 = torch.float64
 LOCAL, DENSE_UP_TO = 2000, 2000
@@ -73,14 +73,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="beginnings of names, separated by commas")
     parser.add_argument("--fast", action="store_true", help="one small size")
     parser.add_argument("--local", type=int, default=LOCAL, help="evaluations of BFGS; 0: without")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     starts = tuple(s for s in args.only.split(",") if s) or ("",)
     sizes = SIZES[:1] if args.fast else tuple(s for s in SIZES if s.name.startswith(starts))
     local = 20 if args.fast else args.local
     print(machine())
-    names = ("problem", "m", "gamma", "seed", "P", "bound", "gap", "seconds", "local P", "seconds")
-    print(header(names), flush=True)
+    names = ["problem", "m", "gamma", "seed", "P", "bound", "gap", "seconds"]
+    table = Table([*names, "local P", "seconds"] if local else names, args, labels=4)
     for size in sizes:
         ours, seconds = size.problem().step(solver="global", max_eval=LOCAL)
         bound = ours.lower_bound
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         kind = "proved" if ours.certified else "estimated"
         cells: list[object] = [size.name, size.m, f"{size.gamma:g}", size.seed]
         cells += [f"{ours.objective:.5g}", f"{bound:.5g} {kind}"]
-        cells += [f"{100 * (ours.objective / bound - 1):.3g} %" if bound > 0 else "-"]
+        cells += [f"{100 * (ours.objective / bound - 1):.3g} %" if bound > 0 else ""]
         cells += [f"{seconds:.1f}"]
         if local:
             problem = size.problem()
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             solver = "bfgs" if dense else "lbfgs"
             found, took = problem.step(solver=solver, max_eval=local, tolerance_grad=0.0)
             cells += [f"{found.objective:.5g}", f"{took:.1f}"]
-        print(row(cells), flush=True)
+        table.add(cells)
 
 
 if __name__ == "__main__":

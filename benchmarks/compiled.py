@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.table import header, machine, row
+from benchmarks.table import Table, add_arguments, machine
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx
 from torch_wprox.optim.proximal_point import ProximalPoint
 
@@ -81,7 +81,7 @@ class Run:
         return (time.perf_counter() - began) / report.evaluations
 
 
-def line(case: Case, steps: int) -> str:
+def line(case: Case, steps: int) -> list[str]:
     """Measure one case."""
     eager, compiled = Run(case, compiled=False), Run(case, compiled=True)
     eager.step()
@@ -91,23 +91,24 @@ def line(case: Case, steps: int) -> str:
     times = [(eager.step(), compiled.step()) for _ in range(steps)]
     plain, fast = (1e3 * statistics.median(t) for t in zip(*times, strict=True))
     cells = [case.name, f"{case.n}", f"{plain:.2f}", f"{fast:.2f}", f"{plain / fast:.2f}"]
-    return row([*cells, f"{first:.1f}"])
+    return [*cells, f"{first:.1f}"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--fast", action="store_true", help="one small case")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     print(machine("float32") + "\n")
     columns = ["model", "n", "eager, ms", "compiled, ms", "times faster", "first step, s"]
-    print(header(columns), flush=True)
+    table = Table(columns, args, labels=2)
     if not any(map(shutil.which, ("g++", "clang++"))):
-        print(row(["no C++ compiler here", *[""] * (len(columns) - 1)]))
+        table.add(["no C++ compiler here", *[""] * (len(columns) - 1)])
         return
     for case in CASES[:1] if args.fast else CASES:
-        print(line(case, 1 if args.fast else args.steps), flush=True)
+        table.add(line(case, 1 if args.fast else args.steps))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.naive import emd2_by_autograd
+from benchmarks.table import Table, add_arguments
 from torch_wprox import FrobeniusProx, MeanFieldLayer, WassersteinProx
 from torch_wprox.closure.ranks import Agree, alone
 from torch_wprox.distances import AnchoredDistance, Distance, DistanceValue, mean_squared
@@ -257,7 +258,7 @@ def cases(full: bool, fast: bool) -> list[Case]:
     return plane + [Case(*c, g) for c, g in itertools.product(other, gammas)]
 
 
-def row(case: Case, repeats: int) -> str:
+def line(case: Case, repeats: int) -> list[str]:
     evaluations = 100  # the default of the optimizers
     repeats = repeats if case.m <= 2000 else min(repeats, 2)  # each takes seconds
     wasserstein = ours(case, WassersteinProx, evaluations, repeats)
@@ -271,14 +272,13 @@ def row(case: Case, repeats: int) -> str:
             for by_autograd in (True, False)
         ]
     middle = statistics.median
-    cells = [
+    return [
         *(f"{case.m}", f"{case.D}", f"{case.n}", f"{case.gamma:g}", f"{1e3 * sgd:.2f}"),
         *(f"{middle(wasserstein.but_solver):.2f}", f"{middle(frobenius.but_solver):.2f}"),
         *(f"{middle(wasserstein.solver):.2f}", f"{middle(frobenius.solver):.2f}"),
         f"{middle(wasserstein.report):.2f}",
         *hand,
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -286,21 +286,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--full", action="store_true", help="every combination")
     parser.add_argument("--fast", action="store_true", help="one small case")
     parser.add_argument("--repeats", type=int, default=5, help="proximal steps per case")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="ot")
-    print(
-        "| m | D | n | gamma | SGD step, ms | 1 + (a) Wasserstein | 1 + (a) Frobenius "
-        "| (b) Wasserstein | (b) Frobenius | report | emd2 + autograd | fresh scipy |"
-    )
-    print("|" + "---|" * 12)
+    columns = ["m", "D", "n", "gamma", "SGD step, ms", "1 + (a) Wasserstein", "1 + (a) Frobenius"]
+    columns += ["(b) Wasserstein", "(b) Frobenius", "report", "emd2 + autograd", "fresh scipy"]
+    table = Table(columns, args, labels=4)
     for case in cases(args.full, args.fast):
-        print(row(case, args.repeats), flush=True)
+        table.add(line(case, args.repeats))
     if not args.fast:
-        print("\n| gamma | objective, assignment held | fresh at every evaluation |\n|---|---|---|")
+        print()
+        names = ["gamma", "objective, assignment held", "fresh at every evaluation"]
+        table = Table(names, args, part="held")
         for gamma in (1.0, 100.0):
             held, fresh = quality_of_holding(gamma)
-            print(f"| {gamma:g} | {held:.6g} | {fresh:.6g} |", flush=True)
+            table.add([f"{gamma:g}", f"{held:.6g}", f"{fresh:.6g}"])
 
 
 if __name__ == "__main__":

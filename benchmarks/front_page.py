@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.problems import sinus
-from benchmarks.table import header, machine, row
+from benchmarks.table import Table, add_arguments, machine
 from torch_wprox import MeanFieldLayer, WassersteinProx, wasserstein_sq
 
 WIDTH, GAMMA, BUDGET = 50, 1.0, 1000
@@ -248,25 +248,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=int, default=2000, help="evaluations in the figure")
     parser.add_argument("--fast", action="store_true", help="one seed")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     seeds = range(1 if args.fast else args.seeds)
     print(machine() + "\n")
-    print(header(["optimizer", "training loss", "lowest, highest", "evaluations", "seconds"]))
+    names = ["optimizer", "training loss, median", "lowest, highest", "evaluations", "seconds"]
+    table = Table(names, args)
     for name, runs in trainings(seeds).items():
         losses = [run.loss for run in runs]
-        print(
-            row(
-                [
-                    name,
-                    f"{median_loss(runs):.2g}",
-                    f"{min(losses):.2g}, {max(losses):.2g}",
-                    f"{statistics.median(run.evaluations for run in runs):g}",
-                    f"{statistics.median(run.seconds for run in runs):.1f}",
-                ]
-            ),
-            flush=True,
-        )
+        evaluations = statistics.median(run.evaluations for run in runs)
+        seconds = statistics.median(run.seconds for run in runs)
+        found = [f"{median_loss(runs):.2g}", f"{min(losses):.2g}, {max(losses):.2g}"]
+        table.add([name, *found, f"{evaluations:g}", f"{seconds:.1f}"])
     if args.figure is not None:
         figure(args.figure, seeds, args.budget)
 

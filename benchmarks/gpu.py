@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import grid_jko
-from benchmarks.table import header, row, short
+from benchmarks.table import Table, add_arguments, short
 from torch_wprox import EntropicJKO, MeanFieldLayer, WassersteinProx
 
 F64 = torch.float64
@@ -171,30 +171,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda", help="the device to compare with the CPU")
     parser.add_argument("--fast", action="store_true", help="no tests; a smoke test on the CPU")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     device = torch.device("cpu" if args.fast else args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("No CUDA device is available here: nothing was run. Everything else works without.")
         return 0
     failed = 0 if args.fast else contract(device)
-    print(header(["step", "CPU, ms", f"{device}, ms", "evaluations", "waits per evaluation"]))
+    names = ["step", "CPU, ms", f"{device}, ms", "evaluations", "waits per evaluation"]
+    table = Table(names, args)
     for case in CASES[1:3] if args.fast else CASES:
         cpu, other = case.on(torch.device("cpu")), case.on(device)
         off = abs(cpu.objective - other.objective) > AGREEMENT * abs(cpu.objective)
         failed += case.agrees and off
         waits = "" if other.waits is None else short(other.waits / other.evaluations)
         said = " (objectives differ)" if case.agrees and off else ""
-        print(
-            row(
-                [
-                    case.name + said,
-                    *(f"{1e3 * step.seconds:.1f}" for step in (cpu, other)),
-                    other.evaluations,
-                    waits,
-                ]
-            ),
-            flush=True,
-        )
+        times = [f"{1e3 * step.seconds:.1f}" for step in (cpu, other)]
+        table.add([case.name + said, *times, other.evaluations, waits])
     return failed
 
 

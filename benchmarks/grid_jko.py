@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import in_a_child, peak_kib
+from benchmarks.table import Table, add_arguments
 from torch_wprox import EntropicJKO, GridLayer
 
 F64 = torch.float64
@@ -34,6 +35,14 @@ class Case:
     shape: tuple[int, ...]
     samples: int
     method: str
+
+
+METHODS = {
+    "newton": "Newton",
+    "lbfgs": "L-BFGS",
+    "krylov": "Krylov",
+    "dykstra": "Dykstra",
+}
 
 
 def cases(full: bool) -> list[Case]:
@@ -159,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="every method on every grid")
     parser.add_argument("--fast", action="store_true", help="the smallest grid only")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     rows = []
     print(
@@ -184,8 +194,28 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             )
         else:
             print(f"{name:12} {case.samples:<4} {case.method:8} {row['status']}", flush=True)
+    print()
+    printed = Table(["grid (two blocks)", "n", *METHODS.values()], args, labels=2)
+    for cells in lines(rows):
+        printed.add(cells)
     targets(rows)
     return rows
+
+
+def lines(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
+    """Yield a row per grid and number of samples: seconds and peak memory of every method."""
+    by = {(r["shape"], r["samples"], r["method"]): r for r in rows}
+    for shape, samples in dict.fromkeys((r["shape"], r["samples"]) for r in rows):
+        cells = []
+        for method in METHODS:
+            found = by.get((shape, samples, method))
+            if found is None:
+                cells.append("")
+            elif "seconds" in found:
+                cells.append(f"{found['seconds']:.2f} s, {found['gib']:.2f} GiB")
+            else:
+                cells.append(found["status"])
+        yield [" × ".join(map(str, shape)), str(samples), *cells]
 
 
 def targets(rows: list[dict[str, Any]]) -> None:

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import table
 from benchmarks.memory import in_a_child, peak_kib
+from benchmarks.table import Table, add_arguments, machine, quartiles, short
 from torch_wprox import EMD, ConvexMap, MapFlow, Sliced, prox
 from torch_wprox.maps import Entropy, Potential
 from torch_wprox.solvers import Solver
@@ -134,19 +134,20 @@ def euler_kl(process: Process, times: Sequence[float], m: int, seed: int) -> lis
     return found
 
 
-def gaussian(fast: bool) -> list[dict[str, Any]]:
+def gaussian(fast: bool, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Print the table of the Ornstein-Uhlenbeck process."""
     times, m = (0.5, 0.9), 1024 if fast else 8192
-    print("Symmetric KL at t = .5 / .9\n")
+    print("Symmetric KL at t = 0.5 / 0.9\n")
     names = ["D", "exact JKO", "affine maps", "CPU s", "networks", "CPU s", "Euler-Maruyama 10 000"]
-    print(table.header([*names, "paper: networks", "paper: Euler-Maruyama 50 000"]))
+    names += ["paper: networks", "paper: Euler-Maruyama 50 000"]
+    table = Table(names, args, part="gaussian")
     rows = []
     for D in (2,) if fast else (2, 4, 6, 8, 10, 12):
         process = Process.random(D, seed=D)
         cells: list[Any] = [D]
         row: dict[str, Any] = {"D": D}
         exact = [gaussian_kl(*process.law(t), *process.jko_law(round(t / GAMMA))) for t in times]
-        cells.append(" / ".join(map(table.short, exact)))
+        cells.append(" / ".join(map(short, exact)))
         row["exact"] = exact
         base = torch.distributions.MultivariateNormal(process.start, torch.eye(D).double())
         potential = Potential(
@@ -170,12 +171,12 @@ def gaussian(fast: bool) -> list[dict[str, Any]]:
             fresh = sobol_normal(m // 4, D, 1)
             found = [flow_kl(process, t, flow, round(t / GAMMA), fresh) for t in times]
             row[name] = found
-            cells += [" / ".join(map(table.short, found)), f"{seconds:.0f}"]
+            cells += [" / ".join(map(short, found)), f"{seconds:.0f}"]
         euler = euler_kl(process, times, 200 if fast else 10_000, seed=D)
         row["euler"] = euler
-        cells.append(" / ".join(map(table.short, euler)))
-        cells += ["{} / {}".format(*map(table.short, PAPER[D][i : i + 2])) for i in (0, 2)]
-        print(table.row(cells), flush=True)
+        cells.append(" / ".join(map(short, euler)))
+        cells += ["{} / {}".format(*map(short, PAPER[D][i : i + 2])) for i in (0, 2)]
+        table.add(cells)
         rows.append(row)
     return rows
 
@@ -206,12 +207,12 @@ SOLVERS: dict[str, tuple[str, str | Solver]] = {
 }
 
 
-def small(fast: bool) -> list[dict[str, Any]]:
+def small(fast: bool, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Print P after one step at sizes where the exact distance can be had."""
     sizes, seeds = ((50,), range(1)) if fast else ((50, 200, 500, 2000), range(3))
     evaluations = 20 if fast else 1000
     print(f"\nP after one step of {evaluations} evaluations, median (quartiles) of seeds; CPU s\n")
-    print(table.header(["m", *SOLVERS]))
+    table = Table(["m", *SOLVERS], args, part="small")
     rows = []
     for m in sizes:
         cells: list[Any] = [m]
@@ -230,8 +231,8 @@ def small(fast: bool) -> list[dict[str, Any]]:
                 assert exact is not None
                 found.append(report.loss_after + exact / 2)
             rows.append({"m": m, "solver": name, "P": median(found), "seconds": median(spent)})
-            cells.append(f"{table.quartiles(found)}; {median(spent):.1f} s")
-        print(table.row(cells), flush=True)
+            cells.append(f"{quartiles(found)}; {median(spent):.1f} s")
+        table.add(cells)
     return rows
 
 
@@ -277,24 +278,24 @@ def large_case(case: Large) -> dict[str, Any]:
     }
 
 
-def large(fast: bool) -> list[dict[str, Any]]:
+def large(fast: bool, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Print P, time and memory at 1e5 and 1e6 particles."""
     print("\nOne step of large clouds\n")
-    print(table.header(["m", "solver", "evaluations", "F", "P", "CPU s", "GiB added"]))
+    names = ["m", "solver", "evaluations", "F", "P", "CPU s", "GiB added"]
+    table = Table(names, args, part="large", labels=2)
     rows = []
-    names = ("L-BFGS, Frobenius", "L-BFGS, sliced", "map, depth 1", "map")
     for m in (2000,) if fast else (100_000, 1_000_000):
-        for name in names:
+        for name in ("L-BFGS, Frobenius", "L-BFGS, sliced", "map, depth 1", "map"):
             # An evaluation of sliced distances takes 13 s at a million particles.
             slow = m == 1_000_000 and name == "L-BFGS, sliced"
             evaluations = 5 if fast or slow else 100
             found = in_a_child(large_case, Large(m, name, evaluations))
             if found is None:
-                print(table.row([m, name, "killed", "", "", "", ""]), flush=True)
+                table.add([m, name, "killed", "", "", "", ""])
                 continue
-            numbers = [table.short(found[key]) for key in ("F", "P")]
+            numbers = [short(found[key]) for key in ("F", "P")]
             times = [f"{found['seconds']:.0f}", f"{found['gib']:.2f}"]
-            print(table.row([m, name, found["evaluations"], *numbers, *times]), flush=True)
+            table.add([m, name, found["evaluations"], *numbers, *times])
             rows.append({"m": m, "solver": name, **found})
     return rows
 
@@ -307,11 +308,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--fast", action="store_true", help="small cases only")
     parser.add_argument("--only", choices=TABLES, help="one of the tables")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    print(f"{table.machine()}\n")
+    print(f"{machine()}\n")
     chosen = [args.only] if args.only else list(TABLES)
-    return {name: TABLES[name](args.fast) for name in chosen}
+    return {name: TABLES[name](args.fast, args) for name in chosen}
 
 
 if __name__ == "__main__":

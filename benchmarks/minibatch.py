@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from benchmarks.table import Table, add_arguments
 from torch_wprox import WassersteinProx
 
 HIDDEN, DECAY, LOOKS = 200, 0.98, 20
@@ -38,6 +39,7 @@ class Data:
     """Features and labels, to train on and held out; points of a batch; seconds per run."""
 
     name: str
+    part: str  # of the table
     x: Tensor
     y: Tensor
     held_x: Tensor
@@ -103,19 +105,20 @@ def data_sets(seconds: float | None) -> list[Data]:
     )
     digits, labels = load_digits(return_X_y=True)
     return [
-        split("50 000 points, 54 features, 7 classes", x, y, 500, seconds or 4.0),
-        split("digits", digits, labels, 200, seconds or 1.5),
+        split("50 000 points, 54 features, 7 classes", "synthetic", x, y, 500, seconds or 4.0),
+        split("digits", "digits", digits, labels, 200, seconds or 1.5),
     ]
 
 
-def split(name: str, x: object, y: object, batch: int, seconds: float) -> Data:
+def split(name: str, part: str, x: object, y: object, batch: int, seconds: float) -> Data:
     """Shuffle, standardise by the training points, and hold a fifth out."""
     features, labels = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y)
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
     train, held = order.split(math.ceil(0.8 * len(order)))
     mean, scale = features[train].mean(0), features[train].std(0).clamp_min(1e-6)
     features = (features - mean) / scale
-    return Data(name, features[train], labels[train], features[held], labels[held], batch, seconds)
+    trained, tested = (features[train], labels[train]), (features[held], labels[held])
+    return Data(name, part, *trained, *tested, batch, seconds)
 
 
 # %% One run
@@ -169,14 +172,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each optimizer")
     parser.add_argument("--seconds", type=float, help="CPU time of a run (default: 4 and 1.5)")
     parser.add_argument("--fast", action="store_true", help="a smoke test: one short run of each")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     if args.fast:
         args.seeds, args.seconds = 1, 0.05
     torch.set_num_threads(1)
     for data in data_sets(args.seconds):
         print(f"\n{data.name}: {data.batch} a batch, {data.seconds:g} s a run\n")
-        print("| optimizer | at the end | averaged | best | time per evaluation |")
-        print("|---|---|---|---|---|")
+        names = ["optimizer", "at the end", "averaged", "best", "time per evaluation"]
+        table = Table(names, args, part=data.part)
         base = 0.0
         for way in WAYS:
             runs = [run(data, way, seed) for seed in range(args.seeds)]
@@ -186,10 +190,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             base = base or seconds  # of the first row
             ratio = seconds / base / way.factor
-            print(
-                f"| {way.name} | {last:.3f} | {averaged:.3f} | {best:.3f} | {ratio:.2f} |",
-                flush=True,
-            )
+            numbers = [f"{value:.3f}" for value in (last, averaged, best)]
+            table.add([way.name, *numbers, f"{ratio:.2f}"])
 
 
 if __name__ == "__main__":

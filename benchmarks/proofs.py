@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from benchmarks.table import Table, add_arguments
 from torch_wprox import Certificate, MeanFieldLayer, WassersteinProx, certify, certify_training
 
 F64 = torch.float64
@@ -40,7 +41,7 @@ def case(n: int, D: int, m: int, form: str, scale: float) -> tuple[MeanFieldLaye
     return layer, x, y
 
 
-def step(n: int, D: int, m: int, seconds: float) -> Certificate:
+def step(n: int, D: int, m: int, seconds: float) -> list[str]:
     """Certify one step of BFGS."""
     layer, x, y = case(n, D, m, "signed", 1e-2)
     anchor = layer.particles.detach().clone()
@@ -55,10 +56,10 @@ def step(n: int, D: int, m: int, seconds: float) -> Certificate:
     opt.step(closure)
     began = time.process_time()
     found = certify(layer, closure, anchor, 1.0, proof_seconds=seconds)
-    return row("step", n, D, m, found, time.process_time() - began)
+    return line("step", n, D, m, found, time.process_time() - began)
 
 
-def training(n: int, D: int, m: int, seconds: float) -> Certificate:
+def training(n: int, D: int, m: int, seconds: float) -> list[str]:
     """Certify a network that Adam trained."""
     layer, x, y = case(n, D, m, "joint", 0.1)
     adam = torch.optim.Adam(layer.parameters(), lr=1e-2, weight_decay=WEIGHT_DECAY)
@@ -73,34 +74,31 @@ def training(n: int, D: int, m: int, seconds: float) -> Certificate:
         adam.step(closure)
     began = time.process_time()
     found = certify_training(layer, closure, weight_decay=WEIGHT_DECAY, proof_seconds=seconds)
-    return row("training", n, D, m, found, time.process_time() - began)
+    return line("training", n, D, m, found, time.process_time() - began)
 
 
-def row(kind: str, n: int, D: int, m: int, found: Certificate, seconds: float) -> Certificate:
-    """Print one line of the table."""
-    estimate = "exact" if found.estimate is None else f"{found.estimate:.4g}"
-    print(
-        f"| {kind} | {n} | {D} | {m} | {seconds:.1f} | {found.objective:.4g} "
-        f"| {found.lower_bound:.4g} | {estimate} |",
-        flush=True,
-    )
+def line(kind: str, n: int, D: int, m: int, found: Certificate, seconds: float) -> list[str]:
+    """Return one line of the table."""
     assert found.certified
-    return found
+    estimate = "exact" if found.estimate is None else f"{found.estimate:.4g}"
+    values = [f"{found.objective:.4g}", f"{found.lower_bound:.4g}", estimate]
+    return [kind, *map(str, (n, D, m)), f"{seconds:.1f}", *values]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=10.0, help="proof_seconds")
     parser.add_argument("--fast", action="store_true", help="the smallest of each")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    print("| what | n | D | m | seconds | objective | proved bound | estimate |")
-    print("|---|---|---|---|---|---|---|---|")
+    names = ["what", "n", "D", "m", "seconds", "objective", "proved bound", "estimate"]
+    table = Table(names, args, labels=4)
     count = 1 if args.fast else None
     for size in STEPS[:count]:
-        step(*size, args.seconds)
+        table.add(step(*size, args.seconds))
     for size in TRAININGS[:count]:
-        training(*size, args.seconds)
+        table.add(training(*size, args.seconds))
 
 
 if __name__ == "__main__":

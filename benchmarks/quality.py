@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import problems
 from benchmarks.problems import Problem
-from benchmarks.table import header, machine, quartiles, row
+from benchmarks.table import Table, add_arguments, machine, quartiles
 from torch_wprox import prox
 from torch_wprox.solvers.base import Solver
 
@@ -81,7 +81,7 @@ class Cell:
                     m = int(self.setting.removeprefix("d = 10, m = "))
                     yield problems.signed(*problems.random_data(), m, seed, perturbation)
 
-    def line(self) -> str:
+    def line(self) -> list[str]:
         """Measure and return the row."""
         found = [
             values(p, self.gamma, self.distance, self.solver, self.budgets) for p in self.problems()
@@ -89,7 +89,7 @@ class Cell:
         cells = [quartiles([f[b] for f in found]) if b in self.budgets else "" for b in BUDGETS]
         runs = f"{self.seeds} x {self.perturbations}"
         name = "Wasserstein" if self.distance == "emd" else "Frobenius"
-        return row([self.setting, f"{self.gamma:g}", name, self.solver, runs, *cells])
+        return [self.setting, f"{self.gamma:g}", name, self.solver, runs, *cells]
 
 
 def cells(full: bool) -> Iterator[Cell]:
@@ -118,13 +118,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--full", action="store_true", help="20 seeds x 3 perturbations")
     parser.add_argument("--fast", action="store_true", help="one small case")
-    parser.add_argument("--only", help="target, or a setting's first word: note, d, digits")
+    parser.add_argument("--only", help="target, or a setting's first word: sine, d, digits")
     parser.add_argument("--seeds", type=int, help="at most so many, without perturbations")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     print(machine() + "\n")
     budgets = [f"{b} evaluations" for b in BUDGETS]
-    print(header(["setting", "gamma", "distance", "solver", "runs", *budgets]), flush=True)
+    table = Table(["setting", "gamma", "distance", "solver", "runs", *budgets], args, labels=4)
     chosen = list(cells(args.full))
     if args.fast:
         chosen = [Cell("sine", 1.0, "emd", s, 1, 2, (500,)) for s in ("bfgs", "adam")]
@@ -135,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.seeds:
         chosen = [replace(c, seeds=min(c.seeds, args.seeds), perturbations=1) for c in chosen]
     for cell in chosen:
-        print(cell.line(), flush=True)
+        table.add(cell.line())
 
 
 if __name__ == "__main__":

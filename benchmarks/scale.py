@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import in_a_child, peak_kib
+from benchmarks.table import Table, add_arguments
 from torch_wprox.distances import Sinkhorn
 from torch_wprox.optim.catalog import distance_named
 
@@ -86,24 +87,42 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--fast", action="store_true", help="small clouds only")
     parser.add_argument("--keops", action="store_true", help="Sinkhorn, dense and through KeOps")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     rows = []
-    print("| distance | m | anchor, s | evaluation, s | GiB added | in clouds | d | identity's d |")
-    print("|" + "---|" * 8)
+    names = ["distance", "m", "anchor, s", "evaluation, s", "GiB added", "in clouds", "d"]
+    names.append("identity's d")
+    # With --keops the lines tell how far it is; the table for the docs comes at the end.
+    table = Table(names, None if args.keops else args, labels=2)
     for case in cases(args.fast, args.keops):
-        row = {"m": case.m, "distance": case.distance, **(in_a_child(run, case) or {})}
+        found = in_a_child(run, case) or {}
+        row = {"m": case.m, "distance": case.distance, "keops": case.keops, **found}
         rows.append(row)
         name = f"{case.distance}, KeOps" if case.keops else case.distance
         if "value" not in row:
-            print(f"| {name} | {case.m} | killed | | | | | |", flush=True)
+            table.add([name, case.m, "killed", *[""] * 5])
             continue
-        print(
-            f"| {name} | {case.m} | {row['anchor']:.2f} | {row['evaluation']:.2f} "
-            f"| {row['gib']:.3f} | {row['clouds']:.0f} | {row['value']:.9g} "
-            f"| {row['identity']:.4f} |",
-            flush=True,
-        )
+        cells = [f"{row['anchor']:.2f}", f"{row['evaluation']:.2f}", f"{row['gib']:.3f}"]
+        cells += [f"{row['clouds']:.0f}", f"{row['value']:.10g}", f"{row['identity']:.4f}"]
+        table.add([name, case.m, *cells])
+    if args.keops:
+        print()
+        columns = ["m", "dense, s", "GiB added", "KeOps, s", "GiB added", "d, dense", "d, KeOps"]
+        table = Table(columns, args, part="keops")
+        for cells in side_by_side(rows):
+            table.add(cells)
     return rows
+
+
+def side_by_side(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
+    """Yield one row per size with the dense costs and KeOps."""
+    for m in dict.fromkeys(row["m"] for row in rows):
+        cells, values = [str(m)], []
+        for keops in (False, True):
+            at = [r for r in rows if (r["m"], r["keops"]) == (m, keops) and "value" in r]
+            cells += [f"{at[0]['evaluation']:.3g}", f"{at[0]['gib']:.3f}"] if at else ["", ""]
+            values.append(f"{at[0]['value']:.10g}" if at else "")
+        yield [*cells, *values]
 
 
 if __name__ == "__main__":

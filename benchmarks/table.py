@@ -1,7 +1,13 @@
-"""What the benchmarks share: the machine in one line, markdown tables, medians with quartiles."""
+"""What the benchmarks share: the machine in one line, tables (printed and as CSV), quartiles.
+
+A benchmark calls `add_arguments` on its parser and fills a `Table`. With ``--csv PATH`` the table
+is also written to that file, from where a page of the documentation includes it.
+"""
 
 from __future__ import annotations
 
+import argparse
+import csv
 import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +27,83 @@ def machine(dtype: str = "float64") -> str:
         model = f"{model}, {cores} cores"
     threads = torch.get_num_threads()
     return f"{model}, {threads} thread(s) used, torch {torch.__version__}, {dtype}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--csv`` and ``--keep``, which `Table` reads."""
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        metavar="PATH",
+        help="also write the table here, for the docs: docs/benchmarks/NAME.csv",
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the rows of the CSV file that this run lacks"
+    )
+
+
+class Table:
+    """A table that is printed as markdown row by row and, with ``--csv``, written as CSV.
+
+    The file is complete after every row: a run that is stopped leaves what it has measured.
+
+    Args:
+        columns: the head.
+        args: parsed arguments of `add_arguments`; None: print only.
+        part: for a benchmark with several tables, the name of this one: ``--csv docs/maps.csv``
+            and part "small" give ``docs/maps_small.csv``.
+        labels: how many cells at the beginning of a row say which row it is. With ``--keep`` a row
+            takes the place of the row of the file with the same labels.
+
+    Raises:
+        ValueError: with ``--keep``, where the file has other columns.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[str],
+        args: argparse.Namespace | None = None,
+        part: str = "",
+        labels: int = 1,
+    ) -> None:
+        self.columns = list(columns)
+        self.path: Path | None = None if args is None else args.csv
+        if self.path is not None and part:
+            self.path = self.path.with_stem(f"{self.path.stem}_{part}")
+        self._labels = labels
+        self._rows: dict[tuple[str, ...], list[str]] = {}
+        if self.path is not None and args is not None and args.keep and self.path.exists():
+            head, *rows = read(self.path)
+            if head != self.columns:
+                raise ValueError(
+                    f"--keep: {self.path} has the columns {head}, not {self.columns}; "
+                    "write it anew without --keep"
+                )
+            self._rows = {tuple(cells[:labels]): cells for cells in rows}
+        print(header(self.columns), flush=True)
+
+    def add(self, cells: Iterable[object]) -> None:
+        """Print one row, and write the file."""
+        found = list(map(str, cells))
+        if len(found) != len(self.columns):
+            raise ValueError(f"{len(found)} cells for {len(self.columns)} columns: {found}")
+        print(row(found), flush=True)
+        self._rows[tuple(found[: self._labels])] = found
+        if self.path is not None:
+            write(self.path, [self.columns, *self._rows.values()])
+
+
+def read(path: Path) -> list[list[str]]:
+    """Return the rows of a CSV file, the head first."""
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def write(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Write a CSV file, the head first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def row(cells: Iterable[object]) -> str:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from benchmarks import problems
 from benchmarks.peers import SOAP, SciPy
 from benchmarks.problems import Batch, Problem
-from benchmarks.table import header, machine, row, short
+from benchmarks.table import Table, add_arguments, machine, short
 from lightning_examples import equations
 from lightning_examples.ssbroyden import SSBroyden
 from torch_wprox import FrobeniusProx, WassersteinProx, solvers
@@ -277,19 +277,19 @@ def rows(full: bool) -> dict[str, list[Maker]]:
     return found
 
 
-def defaults() -> dict[str, list[Maker]]:
+def defaults() -> dict[tuple[str, ...], list[Maker]]:
     """Return the choices of max_eval, gamma and rho."""
-    found = {}
+    found: dict[tuple[str, ...], list[Maker]] = {}
     for gamma in (1.0, 1e3, 1e10):
         for max_eval in (10, 30, 100, 300):
             for rho in (None, 0.5, 0.9):
                 if rho is None or max_eval == 100:
-                    name = f"gamma {gamma:g}, max_eval {max_eval}, inexact {rho}"
-                    found[name] = proximal(gamma, max_eval=max_eval, inexact=rho)
+                    labels = (f"{gamma:g}", f"{max_eval}", f"{rho}")
+                    found[labels] = proximal(gamma, max_eval=max_eval, inexact=rho)
     return found
 
 
-def line(task: Task, name: str, makers: list[Maker]) -> str:
+def line(task: Task, name: str, makers: list[Maker]) -> list[str]:
     """Return one row: of the setting that ends lowest on the first seed."""
     middle = statistics.median
     first = [train(task, 0, maker) for maker in makers]
@@ -298,11 +298,11 @@ def line(task: Task, name: str, makers: list[Maker]) -> str:
     cells = []
     for level in LEVELS:
         count = middle(run.evaluations_to(level) for run in runs)
-        cells.append(f"{count:g}" if count < math.inf else "-")
+        cells.append(f"{count:g}" if count < math.inf else "never")
     held = middle(run.held for run in runs)
     ms = middle(1e3 * run.seconds / len(run.lowest) for run in runs)
     ends = short(middle(run.lowest[-1] for run in runs))
-    return row([task.name, name, *cells, ends, short(held) if held == held else "", f"{ms:.2f}"])
+    return [task.name, name, *cells, ends, short(held) if held == held else "", f"{ms:.2f}"]
 
 
 def is_skipped(name: str, numbers: int) -> bool:
@@ -311,6 +311,31 @@ def is_skipped(name: str, numbers: int) -> bool:
         return numbers > SCIPY_UP_TO
     automatic = "bfgs" if numbers <= solvers.Auto().dense_up_to else "lbfgs"
     return name.endswith(f'solver="{automatic}"')
+
+
+def chosen_tasks(args: argparse.Namespace) -> list[Task]:
+    """Return the tasks that were asked for, with their budgets and seeds."""
+    found = []
+    for task in tasks(args.fast):
+        if task.name.startswith(args.only):
+            if not (args.full or args.fast):
+                task = replace(task, budget=1000, seeds=1)
+            task = replace(task, budget=args.budget or task.budget, seeds=args.seeds or task.seeds)
+            found.append(task)
+    return found
+
+
+def choices_of_defaults(args: argparse.Namespace) -> None:
+    """Print what gamma, max_eval and rho do: evaluations to the first two levels, and the loss."""
+    found = chosen_tasks(args)
+    names = [task.name.split(",")[0] for task in found]
+    table = Table(["gamma", "max_eval", "inexact", *names], args, part="defaults", labels=3)
+    for labels, makers in defaults().items():
+        cells = []
+        for task in found:
+            _, _, *levels, loss, _, _ = line(task, "", makers)
+            cells.append(f"{levels[0]}, {levels[1]}, {float(loss):.0e}")
+        table.add([*labels, *cells])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -323,23 +348,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=int, help="evaluations of each run")
     parser.add_argument("--only", default="", help="tasks whose name begins so")
     parser.add_argument("--peers", default="", help="rows whose name contains this")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     print(machine() + "\n")
+    if args.defaults:
+        choices_of_defaults(args)
+        return
     levels = [f"to {level:g}" for level in LEVELS]
-    heads = ["task", "optimizer", *levels, "loss", "held-out loss", "ms per evaluation"]
-    print(header(heads), flush=True)
-    for task in tasks(args.fast):
-        if not task.name.startswith(args.only):
-            continue
-        if not (args.full or args.fast):
-            task = replace(task, budget=1000, seeds=1)
-        task = replace(task, budget=args.budget or task.budget, seeds=args.seeds or task.seeds)
-        for name, makers in (defaults() if args.defaults else rows(args.full)).items():
+    heads = ["task", "optimizer", *levels, "loss at the end", "held-out loss", "ms per evaluation"]
+    table = Table(heads, args, labels=2)
+    for task in chosen_tasks(args):
+        for name, makers in rows(args.full).items():
             if args.peers in name and not is_skipped(name, task.make(0).numbers):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of SciPy's line searches that end at rounding
-                    print(line(task, name, makers), flush=True)
+                    table.add(line(task, name, makers))
 
 
 if __name__ == "__main__":

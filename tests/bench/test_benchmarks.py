@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ import torch
 from benchmarks import problems
 from benchmarks.__main__ import NAMES
 from benchmarks.quality import values
-from benchmarks.table import header, quartiles, short
+from benchmarks.table import header, quartiles, read, short
 from torch_wprox.solvers import BFGS
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 
 
 def tables(text: str) -> list[list[list[str]]]:
@@ -40,11 +43,16 @@ def test_benchmark_says_what_its_flags_are(name: str, capsys: pytest.CaptureFixt
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", NAMES)
-def test_benchmark_prints_whole_tables_of_numbers(
-    name: str, capsys: pytest.CaptureFixture[str]
+def test_benchmark_prints_whole_tables_of_numbers_and_writes_those_of_the_docs(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with warnings.catch_warnings():  # a benchmark may silence other packages
-        importlib.import_module(f"benchmarks.{name}").main(["--fast"])
+        words = ["--fast", "--csv", str(tmp_path / f"{name}.csv")]
+        importlib.import_module(f"benchmarks.{name}").main(words)
+    for path in tmp_path.iterdir():
+        documented = DOCS / path.name
+        assert not documented.exists() or read(documented)[0] == read(path)[0]
+    assert any(tmp_path.iterdir())
     found = tables(capsys.readouterr().out)
     assert found
     for head, _, *rows in found:
