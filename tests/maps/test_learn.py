@@ -98,17 +98,28 @@ def test_potential_and_interaction_are_told_apart() -> None:
     torch.testing.assert_close(found.potential_gradient(z), z, rtol=1e-5, atol=1e-5)
 
 
-def test_potential_and_temperature_are_found_from_the_flow_that_we_compute() -> None:
+A = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+
+
+def gaussian_flow(temperature: float, m: int) -> list[Tensor]:
+    """Clouds of the JKO steps of V = <x - 1, A (x - 1)>/2 with an entropy."""
     # Sobol points: a Gaussian start whose moments are exact to 1e-3.
-    u = torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(2048, dtype=torch.float64)
+    u = torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(m, dtype=torch.float64)
     x = 1.5 * math.sqrt(2) * torch.erfinv(2 * u.clamp(1e-9, 1 - 1e-9) - 1)
-    A = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
-    energies = [Potential(lambda y: 0.5 * ((y - 1) @ A * (y - 1)).sum(1)), Entropy(0.7)]
+    energies = [
+        Potential(lambda y: 0.5 * ((y - 1) @ A * (y - 1)).sum(1)),
+        Entropy(temperature),
+    ]
     flow = MapFlow(x, energies, 0.1, depth=0, tolerance_grad=1e-9)
     clouds = [flow.points]
     for _ in range(6):
         flow.step()
         clouds.append(flow.points)
+    return clouds
+
+
+def test_potential_and_temperature_are_found_from_the_flow_that_we_compute() -> None:
+    clouds = gaussian_flow(0.7, 2048)
     found = learn_energy(clouds, 0.1, potential=polynomials(2, 2), entropy=True, coupling="rows")
     assert found.temperature == pytest.approx(0.7, rel=0.02)
     y, true = clouds[-1], (clouds[-1] - 1) @ A
@@ -118,6 +129,41 @@ def test_potential_and_temperature_are_found_from_the_flow_that_we_compute() -> 
     assert len(found.energies()) == 2
     without = learn_energy(clouds, 0.1, potential=polynomials(2, 2), coupling="rows")
     assert without.residual > 2 * found.residual
+
+
+@pytest.mark.parametrize("entropy", [True, 0.7])
+def test_networks_are_found_together_with_a_temperature(entropy: bool | float) -> None:
+    clouds = gaussian_flow(0.7, 512)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 16), nn.Softplus(), nn.Linear(16, 1)).double()
+    found = learn_energy(clouds, 0.1, potential=net, entropy=entropy, coupling="rows", max_eval=200)
+    # 16 softplus units are not a quadratic, and T takes what they leave.
+    assert found.temperature == pytest.approx(0.7, rel=0.05)
+    y, true = clouds[-1], (clouds[-1] - 1) @ A
+    assert (found.potential_gradient(y) - true).norm() < 0.1 * true.norm()
+    assert found.residual < 0.1
+
+
+def test_explicit_steps_are_learned_to_rounding_and_predicted() -> None:
+    clouds = [cloud(150, scale=0.7)]
+    for _ in range(3):
+        clouds.append(clouds[-1] - 0.02 * gradient(rosenbrock, clouds[-1]) / 10)
+    learned = {
+        scheme: learn_energy(
+            clouds, 0.002, potential=polynomials(2, 4), coupling="rows", scheme=scheme
+        )
+        for scheme in ("explicit", "implicit")
+    }
+    true = gradient(rosenbrock, clouds[1])
+    error = {
+        scheme: float((found.potential_gradient(clouds[1]) - true).norm() / true.norm())
+        for scheme, found in learned.items()
+    }
+    assert error["explicit"] < 1e-6
+    assert error["implicit"] > 1e-3
+    torch.testing.assert_close(
+        learned["explicit"].predict(clouds[0], 0.002), clouds[1], rtol=1e-7, atol=1e-7
+    )
 
 
 def test_networks_learn_what_features_cannot_hold() -> None:
@@ -174,7 +220,8 @@ def test_a_noisy_prediction_has_the_noise_of_the_temperature() -> None:
         ("ridge must be", {"ridge": -1.0}),
         ("partners must be", {"partners": 0}),
         ("both be features or both networks", {"interaction": nn.Linear(2, 1)}),
-        ("needs features", {"potential": nn.Linear(2, 1), "entropy": 1.0}),
+        ("three snapshots or more", {"potential": nn.Linear(2, 1), "entropy": True}),
+        ("scheme must be", {"scheme": "midpoint"}),
     ],
 )
 def test_a_wrong_argument_is_named(words: str, change: dict[str, Any]) -> None:

@@ -62,6 +62,7 @@ def test_the_pages_where_a_user_decides_say_when_not_to_use_the_thing() -> None:
         "docs/choosing.md",
         "docs/concepts/certificate.md",
         "docs/concepts/jko.md",
+        "docs/concepts/maps.md",
         "docs/howto/deeper.md",
     }
     for page in deciding:

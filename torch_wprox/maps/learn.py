@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from torch_wprox.maps.network_fit import fitted_networks
 from torch_wprox.maps.transition import Transition
 
 Coupling = Literal["optimal", "rows"]
+Scheme = Literal["implicit", "explicit"]
 
 
 def learn_energy(
@@ -27,6 +29,7 @@ def learn_energy(
     interaction: Features | nn.Module | None = None,
     entropy: bool | float = False,
     coupling: Coupling = "optimal",
+    scheme: Scheme = "implicit",
     partners: int = 64,
     ridge: float = 1e-10,
     max_eval: int = 500,
@@ -40,11 +43,12 @@ def learn_energy(
     .. math:: \nabla V(y) + (\nabla U * \mu_{t+1})(y) + T \nabla\log\mu_{t+1}(y)
         + \frac{y - x}{\gamma} = 0.
 
-    The mean square of the left side is minimised. In given features it is a linear least squares;
-    networks are trained on it by L-BFGS. No density is estimated: as
+    The mean square of the left side is minimised. In given features it is a linear least squares,
+    and no density is estimated: as
     :math:`E\langle g, \nabla\log\mu\rangle = -E\,\mathrm{div}\, g`, the entropy enters through
     Laplacians of V and U. A temperature that is not known is found from how the projections of this
-    condition on the features' gradients change in time.
+    condition on the features' gradients change in time. Networks are trained by L-BFGS; with an
+    entropy :math:`\mu_{t+1}` is estimated by a mixture of Gaussians.
 
     Args:
         snapshots: Clouds (m_t, D) at successive times, two or more; sizes may differ.
@@ -54,9 +58,12 @@ def learn_energy(
             network, (m, D) to (m, 1); None: no potential.
         interaction: The same for U, a function of differences x - y; even in them.
         entropy: False: none. True: with a temperature to be found (three clouds or more). A number:
-            that temperature. With features only.
+            that temperature.
         coupling: "optimal": exact transport between the clouds. "rows": row i of one cloud
             becomes row i of the next (particles that were followed).
+        scheme: "implicit": the condition above, at the ends y of the steps. "explicit": the same
+            at their starts x, which is exact for clouds made by explicit Euler steps. Between
+            samples of a flow in continuous time both are off by O(gamma), in opposite directions.
         partners: Others that a point meets in the interaction; all of them in clouds that have no
             more.
         ridge: Relative weight of |coefficients|^2, against features that do the same.
@@ -77,7 +84,7 @@ def learn_energy(
     Source: Terpin, Lanzetti, Gadea & Doerfler, Learning diffusion at lightspeed (JKOnet*), 2024;
     the weak form of the entropy is ours.
     """
-    transitions = _transitions(snapshots, gamma, coupling)
+    transitions = _transitions(snapshots, gamma, coupling, scheme)
     if potential is None and interaction is None:
         raise ValueError("give potential= or interaction=: there is nothing to learn")
     if not ridge >= 0:
@@ -87,30 +94,31 @@ def learn_energy(
     temperature = None if entropy is True else float(entropy)
     if temperature is not None and not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"entropy must be a bool or a temperature >= 0, got {entropy!r}")
-    of_potential = potential if isinstance(potential, nn.Module) else None
-    of_interaction = interaction if isinstance(interaction, nn.Module) else None
-    if of_potential is not None or of_interaction is not None:
-        if of_potential is not potential or of_interaction is not interaction:
-            raise ValueError("potential and interaction must both be features or both networks")
-        if temperature != 0:
-            raise ValueError(
-                "entropy needs features: a network's Laplacian can fall without bound "
-                "on finitely many points. Take radial features, say"
-            )
-        return fitted_networks(transitions, of_potential, of_interaction, partners, max_eval, seed)
     if temperature is None and len(transitions) < 2:
         raise ValueError(
             "entropy=True needs three snapshots or more: one transition cannot tell a temperature "
             "from a potential"
         )
+    of_potential = potential if isinstance(potential, nn.Module) else None
+    of_interaction = interaction if isinstance(interaction, nn.Module) else None
+    if of_potential is not None or of_interaction is not None:
+        if of_potential is not potential or of_interaction is not interaction:
+            raise ValueError("potential and interaction must both be features or both networks")
+        found = fitted_networks(
+            transitions, of_potential, of_interaction, temperature, partners, max_eval, seed
+        )
+        return replace(found, scheme=scheme)
     sought = (("potential", potential), ("interaction", interaction))
     terms = [Term(name, features) for name, features in sought if features is not None]
-    return fitted_coefficients(transitions, terms, temperature, partners, ridge, seed)
+    found = fitted_coefficients(transitions, terms, temperature, partners, ridge, seed)
+    return replace(found, scheme=scheme)
 
 
 def _transitions(
-    snapshots: Sequence[Tensor], gamma: float | Sequence[float], coupling: Coupling
+    snapshots: Sequence[Tensor], gamma: float | Sequence[float], coupling: Coupling, scheme: Scheme
 ) -> list[Transition]:
+    if scheme not in ("implicit", "explicit"):
+        raise ValueError(f"scheme must be 'implicit' or 'explicit', got {scheme!r}")
     if coupling not in ("optimal", "rows"):
         raise ValueError(f"coupling must be 'optimal' or 'rows', got {coupling!r}")
     clouds = [cloud.detach() for cloud in snapshots]
@@ -132,20 +140,20 @@ def _transitions(
     gammas = list(gamma) if isinstance(gamma, Sequence) else [gamma] * count
     if len(gammas) != count or not all(math.isfinite(g) and g > 0 for g in gammas):
         raise ValueError(f"gamma must be > 0, one number or one per step ({count}), got {gamma!r}")
-    return [
-        Transition(y, _origins(x, y, coupling), float(g))
-        for x, y, g in zip(clouds[:-1], clouds[1:], gammas, strict=True)
-    ]
+    steps = zip(clouds[:-1], clouds[1:], gammas, strict=True)
+    if scheme == "implicit":
+        return [Transition(y, (y - _partners(y, x, coupling)) / g) for x, y, g in steps]
+    return [Transition(x, (_partners(x, y, coupling) - x) / g) for x, y, g in steps]
 
 
-def _origins(x: Tensor, y: Tensor, coupling: Coupling) -> Tensor:
-    """Return for every y_j the mean of the x that an optimal plan takes there, (n, D).
+def _partners(x: Tensor, y: Tensor, coupling: Coupling) -> Tensor:
+    """Return for every x_i the mean of the y that an optimal plan joins with it, (m, D).
 
-    The gradient of W2^2 in y_j is 2 (y_j - mean x)/n (Danskin).
+    The gradient of W2^2 in x_i is 2 (x_i - mean y)/m (Danskin).
     """
     if coupling == "rows":
-        return x
+        return y
     with torch.enable_grad():
-        end = y.clone().requires_grad_()
-        (pull,) = torch.autograd.grad(wasserstein_sq(x, end), end)
-    return y - 0.5 * len(y) * pull
+        moved = x.clone().requires_grad_()
+        (pull,) = torch.autograd.grad(wasserstein_sq(moved, y), moved)
+    return x - 0.5 * len(x) * pull

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ class LearnedEnergy:
         residual: Root mean square of the first-order condition over that of the velocity; with
             entropy of its projection on the features.
         partners: Others that a point of a large cloud meets.
+        scheme: Whether the clouds were taken for implicit or for explicit steps.
     """
 
     potential: Term | None
@@ -58,6 +60,7 @@ class LearnedEnergy:
     temperature: float
     residual: float
     partners: int = 64
+    scheme: Literal["implicit", "explicit"] = "implicit"
 
     def potential_gradient(self, x: Tensor) -> Tensor:
         """Return grad V at x (m, D), (m, D).
@@ -89,8 +92,8 @@ class LearnedEnergy:
     ) -> Tensor:
         """Return the cloud (m, D) one step of length ``gamma`` later.
 
-        The step is implicit, every point by itself (no map); with a temperature T the points are
-        then moved by normal numbers of variance 2 T gamma, from ``generator``.
+        The step is one of ``scheme``, every point by itself (no map); with a temperature T the
+        points are then moved by normal numbers of variance 2 T gamma, from ``generator``.
         """
         m, D = cloud.shape
 
@@ -102,16 +105,22 @@ class LearnedEnergy:
             return loss.detach(), grad.reshape(-1)
 
         anchor = cloud.detach().reshape(-1)
+        if self.scheme == "explicit":  # points have mass 1/m
+            slope = loss_and_grad(anchor)[1]
+            return self._stirred((anchor - gamma * m * slope).view(m, D), gamma, generator)
         distance = Frobenius().anchored(anchor.view(m, D), None)
         block = Block(0, m, D, float(gamma), 0.0, distance, is_cloud=True)
         objective = Objective(
             (block,), loss_and_grad, anchor, *loss_and_grad(anchor), _MOST_EVALUATIONS
         )
         LBFGS().minimize(objective, Stopping(1e-6))
-        y = objective.best.point.view(m, D).clone()
+        return self._stirred(objective.best.point.view(m, D).clone(), gamma, generator)
+
+    def _stirred(self, y: Tensor, gamma: float, generator: torch.Generator | None) -> Tensor:
+        """Return y moved by the noise of the temperature."""
         if self.temperature > 0:
-            noise = torch.randn(m, D, generator=generator, dtype=y.dtype).to(y.device)
-            y += math.sqrt(2 * self.temperature * gamma) * noise
+            noise = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
+            y = y + math.sqrt(2 * self.temperature * gamma) * noise
         return y
 
     def _of_clouds(self) -> list[CloudEnergy]:

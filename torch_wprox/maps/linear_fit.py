@@ -81,7 +81,7 @@ def fitted_coefficients(
 def _moments(
     step: Transition, terms: Sequence[Term], partners: int, seed: int, needs_spread: bool
 ) -> _Moments:
-    y, velocity = step.end.double(), step.velocity.double()
+    y, velocity = step.points.double(), step.velocity.double()
     fields, spreads = [], []
     for term in terms:
         assert term.features is not None
@@ -109,7 +109,7 @@ def _field(term: Term, y: Tensor, derivative, partners: int, seed: int) -> Tenso
 
 def _values(term: Term, step: Transition) -> Tensor:
     assert term.features is not None
-    return term.features(step.end[:1].double())
+    return term.features(step.points[:1].double())
 
 
 def _temperature(moments: Sequence[_Moments], plain: Tensor, shift: Tensor) -> float:

@@ -11,22 +11,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Transition:
-    """A cloud after a step, and where its points came from.
+    """Where the condition of a step holds, and how fast the points there move.
 
     Attributes:
-        end: y, (n, D).
-        origins: x for every y, (n, D).
-        gamma: Time that the step took.
+        points: The cloud after an implicit step, before an explicit one, (n, D).
+        velocity: Of every point, (n, D): its way in the step over the time that the step took.
     """
 
-    end: Tensor
-    origins: Tensor
-    gamma: float
-
-    @property
-    def velocity(self) -> Tensor:
-        """(y - x)/gamma, (n, D)."""
-        return (self.end - self.origins) / self.gamma
+    points: Tensor
+    velocity: Tensor
 
 
 def mean_over_partners(
