@@ -9,13 +9,13 @@ from cases.global_cases import F64, random_case
 from torch_wprox import WassersteinProx
 from torch_wprox.certified.problem.quadratic_model import QuadraticRisk
 from torch_wprox.certified.search.rounding import Table, integer_completion, vertex_weights
+from torch_wprox.closure.block_hessian import BlockHessian
 
 
 def table_of(outputs: list[list[float]], prices: list[list[float]]) -> Table:
     """One output, one sample: atoms x particles."""
-    model = QuadraticRisk(
-        torch.zeros(1, 1, dtype=F64), 0.0, torch.zeros(1, 1, dtype=F64), torch.ones(1, 1, 1), False
-    )
+    zero = torch.zeros(1, 1, dtype=F64)
+    model = QuadraticRisk(zero, 0.0, zero, BlockHessian(torch.ones(1, 1, 1)), False)
     columns = torch.tensor(outputs, dtype=F64).unsqueeze(2)
     offset = torch.zeros(1, dtype=F64)
     return Table([], columns, torch.tensor(prices, dtype=F64), offset, model, (1, 1))

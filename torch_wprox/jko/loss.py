@@ -10,12 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Size, Tensor
 
+from torch_wprox.closure.block_hessian import learnt_hessian
 from torch_wprox.closure.runner import ClosureRunner
 from torch_wprox.layers.grid import GridLayer
 
 # A Hessian is kept while it predicts the change of the gradient this well: Newton's method then
 # still gains four digits a step, and every kept Hessian saves evaluations of the closure.
 _STILL_VALID = 1e-4
+# Samples are mixed where their blocks alone miss this share of a change of the gradient: Newton's
+# method gains as many digits a step as its Hessian has.
+_MIXES = 1e-3
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,8 @@ class LossAt:
 class OutputLoss(ABC):
     """A convex function h on R^n, n = samples x outputs, given by values and gradients.
 
-    Hessians come from differences of gradients. Losses are nearly always sums over samples; then
-    the Hessian is block-diagonal and all samples are probed at once, one evaluation per output
-    feature. A random probe checks this; if it fails, all n columns are probed.
+    Hessians come from differences of gradients, by :func:`learnt_hessian`: one evaluation per
+    output feature where the loss is a sum over samples, one per number of the output where not.
 
     Attributes:
         evaluations: Gradients computed so far.
@@ -77,28 +80,16 @@ class OutputLoss(ABC):
             # At the same point (0 <= 0) as well.
             if error <= _STILL_VALID * torch.linalg.vector_norm(change):
                 return H
-        H = self._block_diagonal(u, grad)
-        # A fixed vector without symmetries, so that nothing is drawn from a generator.
-        probe = torch.cos(1.0 + 1.7 * torch.arange(len(u), device=u.device, dtype=u.dtype))
-        seen = self.curvature_along(u, grad, probe)
-        error = torch.linalg.vector_norm(seen - H @ probe)
-        if self.samples > 1 and error > 1e-3 * torch.linalg.vector_norm(seen):
-            columns = torch.eye(len(u), device=u.device, dtype=u.dtype)
-            H = torch.stack([self.curvature_along(u, grad, e) for e in columns])
-        H = (H + H.t()) / 2
+        shape = (self.samples, self.outputs)
+        H = learnt_hessian(
+            lambda z: self.at(z.flatten()).grad.view(shape),
+            u.view(shape),
+            grad.view(shape),
+            self._precision * (1.0 + float(u.abs().max())),
+            tolerance=_MIXES,
+        ).dense()
         self._kept = (u, grad, H)
         return H
-
-    def _block_diagonal(self, u: Tensor, grad: Tensor) -> Tensor:
-        n, k = self.samples, self.outputs
-        H = u.new_zeros(n, k, n, k)
-        each = torch.arange(n, device=u.device)
-        for c in range(k):
-            v = u.new_zeros(n, k)
-            v[:, c] = 1.0
-            column = self.curvature_along(u, grad, v.flatten()).view(n, k)
-            H[each, :, each, c] = column
-        return H.view(n * k, n * k)
 
 
 class ExplicitLoss(OutputLoss):

@@ -8,6 +8,7 @@ from torch_wprox.certified.bound.spread import Spread
 from torch_wprox.certified.problem.particle_problem import ParticleProblem
 from torch_wprox.certified.problem.quadratic_model import QuadraticRisk
 from torch_wprox.certified.search.ray_rounding import RayRounding
+from torch_wprox.closure.block_hessian import BlockHessian
 
 F64 = torch.float64
 
@@ -23,7 +24,9 @@ def test_equal_particles_are_dealt_out_in_proportion() -> None:
     particle = torch.arange(m).repeat_interleave(n)
     points = torch.eye(n, dtype=F64).repeat(m, 1)
     z = m * shares.unsqueeze(1)
-    model = QuadraticRisk(z, 0.0, torch.zeros_like(z), torch.ones(n, 1, 1, dtype=F64), True)
+    model = QuadraticRisk(
+        z, 0.0, torch.zeros_like(z), BlockHessian(torch.ones(n, 1, 1, dtype=F64)), True
+    )
     spread = Spread(particle, points, shares.repeat(m), zero, z, 0.0, 0.0, z, z)
     for seed in range(5):
         x = RayRounding(problem, spread, model).sample(torch.Generator().manual_seed(seed))

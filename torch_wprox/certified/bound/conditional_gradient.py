@@ -127,4 +127,4 @@ def _corrected(
         share *= 0.5
     if share < 1.0 or gained > 0.7 * promised:
         return value, lam, relearn(z, value, lam)
-    return value, lam, QuadraticRisk(z, value, lam, model.blocks, False)
+    return value, lam, QuadraticRisk(z, value, lam, model.hessian, False)

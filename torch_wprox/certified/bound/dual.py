@@ -82,7 +82,7 @@ def maximized_dual(
         ascent = curved(z, value, lam, problem.output(x.points, x.offset) - z)
         return flat.new_tensor([-bound]), -ascent.reshape(1, -1)
 
-    scale = 1.0 / max(float(model.blocks.abs().max()), 1e-12)
+    scale = 1.0 / max(float(model.hessian.blocks.abs().max()), 1e-12)
     start = _admissible(respond, risk, model, precision)
     bound, multiplier, bound_output = -math.inf, model.grad, model.centre
     for _ in range(_ASCENTS):

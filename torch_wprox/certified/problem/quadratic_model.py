@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from torch_wprox.certified.problem.particle_problem import Risk
+from torch_wprox.closure.block_hessian import (
+    BlockHessian,
+    hessian_by_sample,
+    learnt_hessian,
+    wave,
+)
 
 # A loss that mixes samples has one dense Hessian; it is learnt column by column up to this size.
 _DENSE_UP_TO = 256
+# Samples are mixed where their blocks alone miss this share of a change of the gradient. A bound
+# needs no better model, and n k gradients more are a high price for one.
+_MIXES = 0.1
 # Twelve halvings leave 1/4096 of a smooth change, and the whole jump of one kink among at most 50.
 _HALVINGS, _JUMP, _NOTICEABLE = 12, 0.02, 1e-3
 # Rounding of a model that is the loss itself, in units in the last place of the largest term.
@@ -26,27 +34,19 @@ class QuadraticRisk:
         centre: z0 (n, k).
         value: R(z0).
         grad: grad R(z0), (n, k).
-        blocks: H, one symmetric block per sample (n, k, k), or a single one (1, n k, n k).
+        hessian: H.
         is_exact: The loss was found to be this quadratic, to rounding.
     """
 
     centre: Tensor
     value: float
     grad: Tensor
-    blocks: Tensor
+    hessian: BlockHessian
     is_exact: bool
-
-    def hessian(self, u: Tensor) -> Tensor:
-        """Return H u for u (.., n, k)."""
-        cut = u.reshape(*u.shape[:-2], self.blocks.shape[0], self.blocks.shape[1], 1)
-        bent: Tensor = self.blocks @ cut
-        return bent.reshape(u.shape)
 
     def root(self, u: Tensor) -> Tensor:
         """Return H^(1/2) u for u (.., n, k)."""
-        eigenvalues, vectors = torch.linalg.eigh(self.blocks)
-        root = (vectors * eigenvalues.clamp_min(0.0).sqrt().unsqueeze(-2)) @ vectors.mT
-        return replace(self, blocks=root).hessian(u)
+        return self.hessian.root()(u)
 
     def __call__(self, z: Tensor) -> tuple[float, Tensor]:
         """Return the model's value and gradient at z (n, k)."""
@@ -85,10 +85,7 @@ class QuadraticRisk:
 
     def minimizer(self) -> Tensor:
         """Return the minimiser of least distance to the centre, (n, k)."""
-        right = self.grad.reshape(self.blocks.shape[0], self.blocks.shape[1], 1)
-        step = torch.linalg.pinv(self.blocks, rtol=1e-10, hermitian=True) @ right
-        minimizer: Tensor = self.centre - step.reshape(self.grad.shape)
-        return minimizer
+        return self.centre - self.hessian.pseudo_inverse()(self.grad)
 
 
 def learn_quadratic(risk: Risk, z: Tensor, precision: float) -> QuadraticRisk:
@@ -109,8 +106,9 @@ def learn_quadratic(risk: Risk, z: Tensor, precision: float) -> QuadraticRisk:
     """
     value, grad = risk(z)
     length = 1.0 + float(z.abs().max())
-    model = QuadraticRisk(z, value, grad, _blocks(risk, z, grad, length), True)
-    elsewhere = z + length * _wave(z)
+    H = hessian_by_sample(lambda probe: risk(probe)[1], z, grad, length)
+    model = QuadraticRisk(z, value, grad, H, True)
+    elsewhere = z + length * wave(z)
     if model.agrees(elsewhere, *risk(elsewhere), precision):
         return model
     return local_quadratic(risk, z, value, grad, precision)
@@ -128,7 +126,7 @@ def has_kink(risk: Risk, model: QuadraticRisk) -> bool:
     """
     z, length = model.centre, 1.0 + float(model.centre.abs().max())
     for sign in (1.0, -1.0):
-        low, high = z, z + sign * length * _wave(z)
+        low, high = z, z + sign * length * wave(z)
         at_low, at_high = model.grad, risk(high)[1]
         whole = float((at_high - at_low).norm())
         if whole <= _NOTICEABLE * float(at_low.norm()):
@@ -156,38 +154,7 @@ def local_quadratic(
     the loss mixes samples; then H is learnt as one matrix if it has at most 256 rows.
     """
     length = math.sqrt(precision) * (1.0 + float(z.abs().max()))
-    model = _convex(QuadraticRisk(z, value, grad, _blocks(risk, z, grad, length), False))
-    step = length * _wave(z)
-    change, predicted = risk(z + step)[1] - grad, model.hessian(step)
-    mixes = float((change - predicted).norm()) > 0.1 * float(change.norm())
-    if not mixes or z.numel() > _DENSE_UP_TO:
-        return model
-    columns = []
-    for j in range(z.numel()):
-        probe = z.clone()
-        probe.view(-1)[j] += length
-        columns.append((risk(probe)[1] - grad).reshape(-1) / length)
-    H = torch.stack(columns, 1)
-    return _convex(replace(model, blocks=(0.5 * (H + H.T)).unsqueeze(0)))
-
-
-def _convex(model: QuadraticRisk) -> QuadraticRisk:
-    eigenvalues, vectors = torch.linalg.eigh(model.blocks)
-    blocks = (vectors * eigenvalues.clamp_min(0.0).unsqueeze(-2)) @ vectors.mT
-    return replace(model, blocks=blocks)
-
-
-def _wave(z: Tensor) -> Tensor:
-    """A fixed direction that no regular set of probes contains, like z (n, k)."""
-    steps = torch.arange(z.numel(), dtype=z.dtype, device=z.device).reshape(z.shape)
-    return (1.7 * steps + 0.6).sin()
-
-
-def _blocks(risk: Risk, z: Tensor, grad: Tensor, length: float) -> Tensor:
-    columns = []
-    for c in range(z.shape[1]):
-        probe = z.clone()
-        probe[:, c] += length
-        columns.append((risk(probe)[1] - grad) / length)
-    blocks = torch.stack(columns, 2)
-    return 0.5 * (blocks + blocks.mT)
+    H = learnt_hessian(
+        lambda probe: risk(probe)[1], z, grad, length, tolerance=_MIXES, dense_up_to=_DENSE_UP_TO
+    )
+    return QuadraticRisk(z, value, grad, H.convex(), False)
