@@ -1,25 +1,31 @@
 """Nonsmooth BFGS on many starts at once: local descent on P, in arithmetic of our own.
 
 Source: Lewis & Overton, Nonsmooth optimization via quasi-Newton methods (2013): full BFGS with a
-weak Wolfe line search by bisection needs no change to work on kinks.
+weak Wolfe line search by bisection needs no change to work on kinks. Al-Baali (1998) for the
+self-scaled update.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from torch_wprox.solvers.bfgs import scaling
+
 BatchFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 """x (B, N) -> values (B,) and gradients (B, N)."""
 
 _DECREASE = 1e-4
-_CURVATURE = 0.5
+# Shorter searches suit the self-scaled update.
+_CURVATURE, _FLATTER = 0.5, 0.9
 _LONGEST_SEARCH = 40
-# Up to this many numbers per row the whole inverse Hessian is kept, above the last pairs.
-_DENSE_UP_TO = 600
+# Up to this many numbers per row the whole inverse Hessian is kept, above the last pairs; so many
+# numbers all the inverse Hessians of a batch may have.
+_DENSE_UP_TO, _NUMBERS = 2000, 16_000_000
 _PAIRS = 20
 
 
@@ -45,6 +51,7 @@ def batched_bfgs(
     *,
     max_rounds: int,
     tolerance: float = 1e-9,
+    self_scaling: bool = False,
 ) -> BatchMinima:
     """Descend from every row of ``start`` by (L-)BFGS with weak Wolfe steps, all rows in lockstep.
 
@@ -58,11 +65,16 @@ def batched_bfgs(
         max_rounds: Evaluations per row.
         tolerance: A row ends when the decrease that its model promises falls below this, relative
             to its value.
+        self_scaling: Whether inverse Hessians forget curvatures that were too large everywhere at
+            once: for long descents across many kinks. Above 2000 numbers per row it is not done.
     """
     x = start.clone()
     f, g = function(x)
     rows, size = x.shape
-    H = _Dense(x, first_step) if size <= _DENSE_UP_TO else _Limited(first_step)
+    curvature = _FLATTER if self_scaling else _CURVATURE
+    H: _Dense | _Limited = _Limited(first_step, self_scaling)
+    if size <= _DENSE_UP_TO and rows * size**2 <= _NUMBERS:
+        H = _SelfScaled(x, first_step) if self_scaling else _Dense(x, first_step)
     p = -first_step * g
     zero, one, infinite = f.new_zeros(rows), f.new_ones(rows), f.new_full((rows,), torch.inf)
     t, low, high, searched = one.clone(), zero.clone(), infinite.clone(), zero.clone()
@@ -74,7 +86,7 @@ def batched_bfgs(
         f_new, g_new = function(trial)
         rounds += 1
         too_long = ~(f_new <= f + _DECREASE * t * slope)
-        too_short = ~too_long & ~((g_new * p).sum(1) >= _CURVATURE * slope)
+        too_short = ~too_long & ~((g_new * p).sum(1) >= curvature * slope)
         taken = alive & ~too_long & ~too_short
         # Bisection, doubling while no upper end is known.
         high = torch.where(too_long, t, high)
@@ -85,7 +97,7 @@ def batched_bfgs(
         accept = (taken | (stuck & (f_new < f))).unsqueeze(1)
         if bool(accept.any()):
             s, y = trial - x, g_new - g
-            H.update(s, y, taken)
+            H.update(s, y, taken, -t * (s * g).sum(1))
             x, g = torch.where(accept, trial, x), torch.where(accept, g_new, g)
             f = torch.where(accept[:, 0], f_new, f)
             p = torch.where(accept, -H.times(g), p)
@@ -109,8 +121,8 @@ class _Dense:
         """Return H g."""
         return (self._H @ g.unsqueeze(2)).squeeze(2)
 
-    def update(self, s: Tensor, y: Tensor, taken: Tensor) -> None:
-        """Take in steps s and changes y (B, N) of the rows that are taken."""
+    def update(self, s: Tensor, y: Tensor, taken: Tensor, sBs: Tensor) -> None:
+        """Take in steps s and changes y (B, N) of the rows that are taken; B = H^-1."""
         sy = (s * y).sum(1)
         rho = torch.where(taken & (sy > 0), 1.0 / sy, torch.zeros_like(sy)).view(-1, 1, 1)
         Hy = self.times(y)
@@ -119,11 +131,48 @@ class _Dense:
         self._H = self._H + scale * (s.unsqueeze(2) * s.unsqueeze(1)) - rho * (cross + cross.mT)
 
 
+class _SelfScaled(_Dense):
+    """Inverse Hessians (B, N, N), updated as :func:`torch_wprox.solvers.bfgs.self_scaled` does."""
+
+    def __init__(self, x: Tensor, scale: float) -> None:
+        super().__init__(x, scale)
+        self._is_fresh = [True] * len(x)
+
+    def update(self, s: Tensor, y: Tensor, taken: Tensor, sBs: Tensor) -> None:
+        """Take in steps s and changes y (B, N) of the rows that are taken; sBs (B,), B = H^-1."""
+        Hy = self.times(y)
+        columns = (
+            taken,
+            (s * y).sum(1),
+            (y * Hy).sum(1),
+            sBs,
+            s.square().sum(1),
+            y.square().sum(1),
+        )
+        numbers = torch.stack([c.to(s.dtype) for c in columns], 1).tolist()
+        for i, (is_taken, sy, yHy, old, ss, yy) in enumerate(numbers):
+            if not (is_taken and sy > 0 and yHy > 0 and math.isfinite(sy)):
+                continue
+            Hy_i = Hy[i]
+            if self._is_fresh[i]:  # Nocedal & Wright (6.20): the scale of the first curvature seen
+                self._is_fresh[i] = False
+                ratio = sy / yy
+                self._H[i].zero_().diagonal().fill_(ratio)
+                Hy_i, yHy, old = ratio * y[i], ratio * yy, ss / ratio
+            tau, phi = scaling(old / sy, yHy / sy, s.shape[1])
+            cross = -phi / (tau * sy)
+            first = 1.0 / sy + phi * (yHy / sy) / (tau * sy)
+            M = s.new_tensor([[first, cross], [cross, (phi - 1.0) / (tau * yHy)]])
+            U = torch.stack([s[i], Hy_i])
+            self._H[i].addmm_(U.T, M @ U, beta=1.0 / tau)
+
+
 class _Limited:
     """The last pairs of every row; a row that was not taken leaves an empty pair."""
 
-    def __init__(self, scale: float) -> None:
-        self._scale = scale
+    def __init__(self, scale: float, self_scaling: bool = False) -> None:
+        self._scaled: float | Tensor = scale
+        self._self_scaling = self_scaling
         self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def times(self, g: Tensor) -> Tensor:
@@ -133,13 +182,16 @@ class _Limited:
             a = rho * (s * q).sum(1, keepdim=True)
             q = q - a * y
             stack.append(a)
-        q = self._scale * q
+        q = self._scaled * q
         for (s, y, rho), a in zip(self._pairs, reversed(stack), strict=True):
             q = q + (a - rho * (y * q).sum(1, keepdim=True)) * s
         return q
 
-    def update(self, s: Tensor, y: Tensor, taken: Tensor) -> None:
+    def update(self, s: Tensor, y: Tensor, taken: Tensor, sBs: Tensor) -> None:
         """Take in steps s and changes y (B, N) of the rows that are taken."""
         sy = (s * y).sum(1, keepdim=True)
         rho = torch.where(taken.unsqueeze(1) & (sy > 0), 1.0 / sy, torch.zeros_like(sy))
+        if self._self_scaling:  # Nocedal & Wright (7.20)
+            ratio = sy / y.square().sum(1, keepdim=True).clamp_min(1e-300)
+            self._scaled = torch.where(rho > 0, ratio, self._scaled)
         self._pairs = [*self._pairs, (s, y, rho)][-_PAIRS:]

@@ -47,7 +47,9 @@ def bfgs_descent(problem: ParticleProblem, rounds: int, generator: torch.Generat
             value = value + 0.5 * problem.offset_stiffness * shifted.square().sum(1)
             return value, torch.cat([grad, lam.sum(1) + problem.offset_stiffness * shifted], 1)
 
-        found = batched_bfgs(function, start, 1.0 / problem.stiffness, max_rounds=rounds)
+        found = batched_bfgs(
+            function, start, 1.0 / problem.stiffness, max_rounds=rounds, self_scaling=True
+        )
         ends = []
         for x, given, order in zip(found.points, batch, sigma, strict=True):
             V = x[:size].view(points.shape[1:])
