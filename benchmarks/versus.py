@@ -5,7 +5,7 @@
     python -m benchmarks.versus --defaults   # max_eval and rho of the inexact rule: all choices
 
 Counted are evaluations (loss and gradient) until the lowest training loss seen is 1e-2, 1e-4 and
-1e-6 of the first one: medians over seeds, "-" where most seeds do not get there. "loss" is that
+1e-6 of the first one: medians over seeds, "never" where most seeds do not get there. "loss" is that
 ratio at the end, where the held-out loss is taken. Every peer has several settings; the one that
 ends lowest on the first seed is the one of the row. Networks whose numbers are one cloud (ReLU, two
 layers) take WassersteinProx, those of several tanh layers FrobeniusProx with plain parameters.

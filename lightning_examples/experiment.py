@@ -34,7 +34,6 @@ FLAGS = {
     "evaluations": "closure evaluations allowed in one step",
     "gamma": "step size",
     "m": "number of neurons",
-    "many": "runs at gamma = 1, where the figure shows single steps",
     "max_eval": "closure evaluations allowed in one step",
     "n": "number of data points",
     "reference": "neurons of the network that stands for infinitely many",

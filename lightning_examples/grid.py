@@ -55,6 +55,7 @@ def density(ax: Axes, layer: GridLayer, sign: float, opt: EntropicJKO | None = N
     kind = "Reds" if sign > 0 else "Blues"
     image = ax.imshow(shown.numpy(), origin="lower", extent=ends, cmap=kind, vmin=0)
     ax.figure.colorbar(image, ax=ax, shrink=0.7, label="square root of the density")
+    ax.grid(False)
     if opt is not None and opt.plan is not None:
         moved = opt.plan.displacement(layer.axes())[:, int(sign < 0)]
         q = opt.plan.q[int(sign < 0)]
@@ -66,7 +67,7 @@ def density(ax: Axes, layer: GridLayer, sign: float, opt: EntropicJKO | None = N
 def figures(runs: dict[str, Run], made: dict[str, EntropicJKO], args: argparse.Namespace) -> None:
     with plotting.style():
         losses = {k: (range(len(run.losses)), run.losses) for k, run in runs.items()}
-        ax = plotting.plot_curves(losses, xlabel="step", ylabel="loss $f$")
+        ax = plotting.plot_curves(losses, xlabel="step $t$", ylabel="loss $F$")
         output.save(ax, args.out / "grid.png", size=(7, 4.5))
         _, axes = plt.subplots(2, 4, sharex=True, sharey=True, subplot_kw={"aspect": "equal"})
         for row, sign in zip(axes, (1.0, -1.0), strict=True):

@@ -1,4 +1,4 @@
-"""The note's sections 6, 8 and 11: five parameterisations of one network, as flows.
+"""Five parameterisations of one network, as flows (sections 6, 8 and 11 of the note).
 
     python -m lightning_examples.parameterisations
 
@@ -33,16 +33,17 @@ def network(form: str, m: int, seed: int) -> MeanFieldLayer:
 
 
 # %% One descent
-def descend(args: argparse.Namespace, name: str, form: str) -> dict[str, Any]:
+def descend(args: argparse.Namespace, name: str, form: str, seed: int) -> dict[str, Any]:
     prox = {"gamma": args.gamma, "max_eval": args.max_eval, "tolerance_grad": 1e-5}
     make: dict[str, Any] = {
         "gradient descent": partial(torch.optim.SGD, lr=args.m * args.gamma),
         "Frobenius prox": partial(FrobeniusProx, **prox),
         "Wasserstein prox": partial(WassersteinProx, **prox),
     }
-    layer = network(form, args.m, args.seed)
+    layer = network(form, args.m, seed)
     steps = round(args.time / args.gamma)
-    run = experiment.train(layer, make[name], problems.sinus(), steps)
+    progress = not args.no_progress
+    run = experiment.train(layer, make[name], problems.sinus(), steps, progress=progress)
     grid = torch.linspace(-0.5, 0.5, 101, dtype=torch.float64)[:, None]
     drift = None
     if form == "joint":
@@ -52,28 +53,26 @@ def descend(args: argparse.Namespace, name: str, form: str) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    parser = experiment.parser(__doc__, "parameterisations")
-    parser.add_argument("--m", type=int, default=20, help="neurons")
-    parser.add_argument("--gamma", type=float, default=0.02, help="step size")
-    parser.add_argument("--time", type=float, default=1.0, help="of the flow")
-    parser.add_argument("--seed", type=int, default=0, help="of the initialisation")
-    parser.add_argument("--max-eval", type=int, default=40, help="evaluations per step")
-    args = parser.parse_args(argv)
+    numbers = {"m": 20, "gamma": 0.02, "time": 1.0, "seeds": 5, "max_eval": 40}
+    args = experiment.parser(__doc__, "parameterisations", **numbers).parse_args(argv)
     if args.fast:
-        args.time, args.max_eval = 0.04, 20
+        args.time, args.seeds, args.max_eval = 0.04, 1, 20
     rows = []
     with plotting.style():
         _, axes = plt.subplots(1, 3, sharey=True)
         for name, ax in zip(DESCENTS, axes, strict=True):
-            runs = {form: descend(args, name, form) for form in FORMS}
-            for form, run in runs.items():
-                apart = (run["function"] - runs["joint"]["function"]).abs().max().item()
-                row = {"descent": name, "parameterisation": form, "loss": run["losses"][-1]}
-                row |= {"function apart from joint": apart, "balance drift": run["drift"]}
-                rows.append(row)
-            time = args.gamma * torch.arange(len(runs["joint"]["losses"]))
-            curves = {form: (time, run["losses"]) for form, run in runs.items()}
-            plotting.plot_curves(curves, ax, xlabel=f"time\n{name}", log=False)
+            losses: dict[str, list[list[float]]] = {form: [] for form in FORMS}
+            for seed in range(args.seeds):
+                runs = {form: descend(args, name, form, seed) for form in FORMS}
+                for form, run in runs.items():
+                    losses[form].append(run["losses"])
+                    apart = (run["function"] - runs["joint"]["function"]).abs().max().item()
+                    row = {"descent": name, "parameterisation": form, "seed": seed}
+                    row |= {"loss": run["losses"][-1], "function apart from joint": apart}
+                    rows.append({**row, "balance drift": run["drift"]})
+            time = args.gamma * torch.arange(len(losses["joint"][0]))
+            curves = {form: (time, values) for form, values in losses.items()}
+            plotting.plot_bands(curves, ax, xlabel=f"time\n{name}", ylabel="loss $F$")
         for ax in axes[1:]:
             ax.get_legend().remove()
             ax.set_ylabel("")

@@ -145,6 +145,7 @@ def figure(found: dict[str, tuple[Equation, Runs]], path: Path) -> None:
                 values, origin="lower", extent=extent, aspect="auto", cmap="coolwarm"
             )
             row[3].figure.colorbar(image, ax=row[3])
+            row[3].grid(False)
             second = "$t$" if name == "Burgers" else "$y$"
             row[3].set(xlabel="$x$", ylabel=second, title=f"{OURS}: $u$")
         output.save(axes[0, 0], path, size=(18, 4.2 * len(found)))

@@ -21,6 +21,7 @@ from matplotlib import pyplot as plt
 from lightning_examples import experiment, output, problems
 from lightning_examples.problems import Batch
 from torch_wprox import WassersteinProx, plotting
+from torch_wprox.plotting.look import colors_of
 
 SOLVERS = {"Adam": "adam", "BFGS": "bfgs", "global": "global"}
 
@@ -90,14 +91,17 @@ def draw(rows: list[dict[str, Any]]) -> Any:
     for ax, table in zip(axes, names, strict=True):
         own = [row for row in rows if row["table"] == table]
         place = np.arange(len(own))
-        ax.bar(place - 0.2, [row["objective"] for row in own], 0.4, label="objective $P$")
+        colors = colors_of(row["solver"] for row in own)
+        for at, row, color in zip(place, own, colors, strict=True):
+            label = f"objective $P$, {row['solver']}"
+            ax.bar(at - 0.2, row["objective"], 0.4, color=color, label=label)
         validation = [row["validation loss"] for row in own]
         ax.plot(place + 0.2, validation, "D", color="black", label="validation loss")
         kind = "proved" if own[0]["proved"] else "estimated"
         ax.axhline(own[0]["lower bound"], color="black", lw=1, label=f"lower bound, {kind}")
         ax.set_xticks(place, [row["solver"] for row in own])
         ax.set_title(table)
-        ax.set_ylim(0, 1.35 * max(validation + [row["objective"] for row in own]))
+        ax.set_ylim(0, 1.5 * max(validation + [row["objective"] for row in own]))
         ax.legend(loc="upper left", ncols=2)
     return axes[0]
 

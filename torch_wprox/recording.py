@@ -26,6 +26,13 @@ class Snapshot:
         positions: Name of a cloud to the positions of its particles, (m, D), on the CPU.
         masses: Name of a cloud to the masses of its particles, (m,).
         outputs: The model's outputs at the recorder's ``inputs``, None without them.
+
+    Example:
+        >>> recorder = TrajectoryRecorder(MeanFieldLayer(1, width=8))
+        >>> recorder.record()
+        >>> snapshot = recorder.snapshots[0]
+        >>> snapshot.time, snapshot.positions["cloud"].shape
+        (0, torch.Size([8, 3]))
     """
 
     time: int
@@ -182,7 +189,15 @@ class TrajectoryRecorder:
 
 
 def write_csv(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write dicts of one shape to a CSV file; floats keep every digit, None is an empty field."""
+    """Write dicts of one shape to a CSV file; floats keep every digit, None is an empty field.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "steps.csv")
+        >>> write_csv(path, [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}])
+        >>> path.read_text().split()
+        ['step,loss', '1,0.5', '2,0.25']
+    """
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
         writer.writeheader()

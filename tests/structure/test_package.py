@@ -67,6 +67,24 @@ def test_every_public_name_is_on_the_api_page() -> None:
     assert not set(torch_wprox.__all__) - documented, "add them to docs/api.md"
 
 
+def named_on_the_api_page() -> list[str]:
+    """Return the full names of what the API page lists."""
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    names, module = [], ""
+    for current, name in re.findall(r"^(?:\.\. currentmodule:: (\S+)|   (\w[\w.]*))$", page, re.M):
+        module = current or module
+        if name:
+            names.append(f"{module}.{name}")
+    return names
+
+
+@pytest.mark.parametrize("name", named_on_the_api_page())
+def test_everything_on_the_api_page_exists_and_has_an_example(name: str) -> None:
+    found = pkgutil.resolve_name(name)
+    examples = doctest.DocTestFinder(recurse=False).find(found, module=False)
+    assert any(test.examples for test in examples), f"{name} has no doctest"
+
+
 def test_version_is_that_of_the_distribution() -> None:
     try:
         installed = metadata.version("torch-wprox")

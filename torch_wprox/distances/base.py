@@ -24,6 +24,13 @@ class DistanceValue:
     Attributes:
         value: d(V, W), 0-d.
         gradient: Gradient of d in V, (m, D).
+
+    Example:
+        >>> from torch_wprox import Frobenius
+        >>> V, W = torch.ones(4, 2), torch.zeros(4, 2)
+        >>> found = Frobenius().anchored(W, None).evaluate(V)
+        >>> found.value, found.gradient[0]  # (1/m)|V - W|^2 and (2/m)(V - W)
+        (tensor(2.), tensor([0.5000, 0.5000]))
     """
 
     value: Tensor

@@ -59,6 +59,11 @@ class Interaction(CloudEnergy):
 
     Raises:
         ValueError: partners < 1.
+
+    Example:
+        >>> points = torch.tensor([[0.0], [2.0]])
+        >>> Interaction(lambda z: z.square().sum(1))(points)  # half of |0 - 2|^2
+        tensor(2.)
     """
 
     function: Callable[[Tensor], Tensor]
@@ -90,6 +95,10 @@ class CloudFunction(CloudEnergy):
 
     Args:
         function: Points (m, D) to a 0-d tensor.
+
+    Example:
+        >>> CloudFunction(lambda points: points.var())(torch.tensor([[0.0], [2.0]]))
+        tensor(2.)
     """
 
     function: Callable[[Tensor], Tensor]
@@ -115,6 +124,13 @@ class Entropy:
 
     Raises:
         ValueError: temperature <= 0.
+
+    Example:
+        >>> from torch_wprox import MapFlow
+        >>> well = Potential(lambda x: x.square().sum(1) / 2)
+        >>> flow = MapFlow(torch.randn(100, 2), [well, Entropy(0.5)], gamma=0.1)
+        >>> flow.step().objective < 1e3
+        True
     """
 
     temperature: float = 1.0

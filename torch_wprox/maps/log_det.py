@@ -39,6 +39,11 @@ class LogDet:
     Raises:
         ValueError: An argument is out of range.
 
+    Example:
+        >>> from torch_wprox.maps import Entropy
+        >>> Entropy(log_det=LogDet("lanczos", iterations=10)).log_det.method
+        'lanczos'
+
     Source: Hutchinson 1990; Ubaru, Chen & Saad, Fast estimation of tr(f(A)) via stochastic Lanczos
     quadrature, 2017; Huang et al., Convex potential flows, 2021 (the gradient).
     """

@@ -26,6 +26,14 @@ class TransportMap:
         theta: The numbers of psi, (size,).
         centre: mu, (1, D).
         scale: s > 0.
+
+    Example:
+        >>> from torch_wprox import MapFlow
+        >>> from torch_wprox.maps import Potential
+        >>> flow = MapFlow(torch.randn(50, 2), Potential(lambda x: x.square().sum(1)), gamma=0.5)
+        >>> report = flow.step()
+        >>> flow.maps[0](torch.ones(3, 2)).shape
+        torch.Size([3, 2])
     """
 
     network: ConvexNetwork

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from torch_wprox.plotting.look import GREY, LINES, array, axes_or_new, colors_of, legend_above
+from torch_wprox.plotting.look import (
+    GREY,
+    LINES,
+    array,
+    axes_or_new,
+    colors_of,
+    label_log_axis,
+    legend_above,
+)
 from torch_wprox.report import StepReport
 
 if TYPE_CHECKING:
@@ -136,6 +144,7 @@ def plot_curves(
     ):
         ax.plot(array(x), array(y), color=color, ls=line, label=name)
     ax.set_yscale("log" if log else "linear")
+    label_log_axis(ax)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     legend_above(ax, columns=min(len(curves), 3))
@@ -182,10 +191,7 @@ def plot_bands(
     ax.set_yscale("log" if "y" in log else "linear")
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
-    low, high = ax.get_ylim()
-    if "y" in log and high < 30 * low:  # else labels like 4 x 10^-1 take the room
-        ax.yaxis.set_minor_formatter("{x:.2g}")
-        ax.yaxis.set_major_formatter("{x:.2g}")
+    label_log_axis(ax)
     if all(isinstance(x, range) for x, _ in samples.values()):
         ax.locator_params(axis="x", integer=True)
     legend_above(ax, columns=min(len(samples), 3))
@@ -238,6 +244,7 @@ def plot_certificates(
     for kind in sorted(kinds):
         ax.fill_between([], [], [], color=GREY, alpha=0.3, lw=0, label=f"to the {kind} bound")
     ax.set_yscale("log")
+    label_log_axis(ax)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     legend_above(ax, columns=2)

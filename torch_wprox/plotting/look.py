@@ -17,7 +17,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 NEGATIVE, POSITIVE = PALETTE[0], PALETTE[1]
 """Colours of neurons with negative and with positive output weight."""
 
-GREY = "#999999"
+GREY, BROWN, OLIVE = "#999999", "#8C510A", "#7A7A00"
 
 DESCENTS = {
     "global": PALETTE[2],
@@ -30,6 +30,12 @@ DESCENTS = {
     "gradient descent": PALETTE[4],
     "explicit": PALETTE[4],
     "sgd": PALETTE[4],
+    "ssbroyden": OLIVE,
+    "bfgs": PALETTE[0],
+    "sinkhorn": PALETTE[5],
+    "entropic": PALETTE[5],
+    "sliced": BROWN,
+    "debiased": BROWN,
 }
 """One colour for each kind of descent in all figures; the first word found in a name counts."""
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 2)))
@@ -107,16 +113,31 @@ def legend_above(ax: Axes, *, columns: int, handles: Sequence[Any] | None = None
 
 
 def colors_of(names: Iterable[str]) -> list[str]:
-    """Return a colour for each name: that of its descent, else one that no descent here has.
+    """Return a colour for each name: that of its descent, else one that no other name here has.
+
+    Beside descents, other names take colours that no descent has anywhere.
 
     Example:
-        >>> colors_of(["Frobenius", "scale 1"]) == [PALETTE[1], PALETTE[0]]
+        >>> colors_of(["Frobenius", "Adam", "other"]) == [PALETTE[1], PALETTE[3], GREY]
+        True
+        >>> colors_of(["scale 1", "scale 2"]) == [PALETTE[0], PALETTE[1]]
         True
     """
     names = list(names)
     known = [next((DESCENTS[word] for word in DESCENTS if word in n.lower()), None) for n in names]
-    free = cycle([color for color in PALETTE if color not in known] or PALETTE)
+    free = cycle((GREY, OLIVE, BROWN) if any(known) else PALETTE)
     return [next(free) if color is None else color for color in known]
+
+
+def label_log_axis(ax: Axes) -> None:
+    """Write 0.2 and 0.5 where a logarithmic axis would say 2 x 10^-1: if it spans few decades."""
+    from matplotlib.ticker import LogLocator
+
+    low, high = ax.get_ylim()
+    if ax.get_yscale() == "log" and high < 30 * low:
+        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+        ax.yaxis.set_minor_formatter("{x:.2g}")
+        ax.yaxis.set_major_formatter("{x:.2g}")
 
 
 def array(values: Any) -> Any:

@@ -26,6 +26,15 @@ class Auto:
         dense_up_to: Largest N for BFGS.
         remember: What BFGS carries over and saves, as in :class:`BFGS`: None for its whole matrix,
             k for k pairs, 0 for nothing.
+
+    Example:
+        >>> import torch
+        >>> from torch_wprox import prox
+        >>> solver = Auto(dense_up_to=100)
+        >>> W, loss = torch.zeros(4, 1), lambda V: (V - 2).square().mean()
+        >>> V, report = prox(loss, W, 1.0, solver=solver)
+        >>> V[0], report.objective < report.loss_before
+        (tensor([1.3333]), True)
     """
 
     dense_up_to: int = 1000

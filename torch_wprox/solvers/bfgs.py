@@ -42,6 +42,15 @@ class BFGS:
         TypeError: ``line_search`` has no ``search``.
         ValueError: ``remember`` is neither None nor an integer >= 0.
 
+    Example:
+        >>> import torch
+        >>> from torch_wprox import prox
+        >>> solver = BFGS(self_scaling=False)
+        >>> W, loss = torch.zeros(4, 1), lambda V: (V - 2).square().mean()
+        >>> V, report = prox(loss, W, 1.0, solver=solver)
+        >>> V[0], report.objective < report.loss_before
+        (tensor([1.3333]), True)
+
     Source: Al-Baali 1998; Urban, Stefanou & Pons, Unveiling the optimization process of
     physics-informed neural networks, 2025; Lewis & Overton, Nonsmooth optimization via quasi-Newton
     methods, 2013.

@@ -32,6 +32,15 @@ class GradientDescent:
 
     Raises:
         ValueError: An option is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from torch_wprox import prox
+        >>> solver = GradientDescent(growth=2.0)
+        >>> W, loss = torch.zeros(4, 1), lambda V: (V - 2).square().mean()
+        >>> V, report = prox(loss, W, 1.0, solver=solver)
+        >>> V[0], report.objective < report.loss_before
+        (tensor([1.3333]), True)
     """
 
     step: float = 1.0

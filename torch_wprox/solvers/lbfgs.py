@@ -29,6 +29,15 @@ class LBFGS:
         TypeError: ``line_search`` has no ``search``.
         ValueError: ``history`` is no integer >= 1.
 
+    Example:
+        >>> import torch
+        >>> from torch_wprox import prox
+        >>> solver = LBFGS(history=10)
+        >>> W, loss = torch.zeros(4, 1), lambda V: (V - 2).square().mean()
+        >>> V, report = prox(loss, W, 1.0, solver=solver)
+        >>> V[0], report.objective < report.loss_before
+        (tensor([1.3333]), True)
+
     Source: Byrd, Nocedal & Schnabel 1994 (compact form); Lewis & Overton 2013 (line search).
     """
 
