@@ -14,7 +14,7 @@ from torch_wprox.arguments import checked_count
 from torch_wprox.objective import Evaluation, Objective
 from torch_wprox.report import Status
 from torch_wprox.solvers.curvature_pairs import CurvaturePairs, Pairs
-from torch_wprox.solvers.line_search import WeakWolfe, checked_search
+from torch_wprox.solvers.line_search import Numbers, WeakWolfe, checked_search
 from torch_wprox.solvers.quasi_newton import descend, start_shape
 from torch_wprox.solvers.stopping import Stopping
 
@@ -186,16 +186,31 @@ def self_scaled(H: Tensor, s: Tensor, y: Tensor, sBs: float | None) -> None:
     if not (yHy > 0 and _LEAST * min(sy, yHy) > 0):
         return
     tau, phi = (1.0, 1.0) if sBs is None else scaling(sBs / sy, yHy / sy, len(s))
-    # With U = (s, Hy) both rank-one terms are U^T M U: one pass over H.
+    add_rank_two(H, s, Hy, sy, yHy, tau, phi)
+
+
+def add_rank_two(
+    H: Tensor, s: Tensor, Hy: Tensor, sy: float, yHy: float, tau: float, phi: float
+) -> None:
+    """Make H (N, N) the H+ of :func:`self_scaled`, in place: with U = (s, Hy), H/tau + U^T M U."""
+    ss, sh, hh = rank_two(sy, yHy, tau, phi)
+    M, U = H.new_tensor([[ss, sh], [sh, hh]]), torch.stack([s, Hy])
+    H.addmm_(U.T, M @ U, beta=1.0 / tau)  # one pass over H
+
+
+def rank_two(
+    sy: Numbers, yHy: Numbers, tau: float = 1.0, phi: float = 1.0
+) -> tuple[Numbers, Numbers, Numbers]:
+    """Return the weights of s s^T, s Hy^T + Hy s^T and Hy Hy^T in :func:`self_scaled`.
+
+    Args:
+        sy: <s, y>, of one pair or of every row of a batch (B,).
+        yHy: <y, Hy>, likewise.
+        tau: Of :func:`scaling`; 1 for BFGS.
+        phi: Likewise.
+    """
     cross = -phi / (tau * sy)
-    M = H.new_tensor(
-        [
-            [1.0 / sy + phi * (yHy / sy) / (tau * sy), cross],
-            [cross, (phi - 1.0) / (tau * yHy)],
-        ]
-    )
-    U = torch.stack([s, Hy])
-    H.addmm_(U.T, M @ U, beta=1.0 / tau)
+    return 1.0 / sy - yHy / sy * cross, cross, (phi - 1.0) / (tau * yHy)
 
 
 def scaling(b: float, h: float, N: int) -> tuple[float, float]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from torch_wprox.arguments import checked_count, checked_number
 from torch_wprox.objective import Evaluation, Objective
+
+Numbers = TypeVar("Numbers", float, Tensor)
+"""A number, or one for every row of a batch."""
 
 # A trial that was too far leaves a bracket; the next one lies between these fractions of it.
 _NEAREST, _FARTHEST = 0.1, 0.5
@@ -63,6 +66,23 @@ class WeakWolfe:
             )
         checked_count("max_trials", self.max_trials)
 
+    def falls(self, value: Numbers, start: Numbers, t: Numbers, slope: Numbers) -> Any:
+        """Return whether P has sufficient decrease at length t, for numbers or for rows (B,).
+
+        False where ``value`` is not finite.
+
+        Args:
+            value: P(v + t p).
+            start: P(v).
+            t: Length.
+            slope: <grad P(v), p> < 0.
+        """
+        return value <= start + self.decrease * t * slope
+
+    def flattens(self, slope_there: Numbers, slope: Numbers) -> Any:
+        """Return whether <grad P(v + t p), p> has flattened, for numbers or for rows (B,)."""
+        return slope_there >= self.curvature * slope
+
     def search(
         self, objective: Objective, start: Evaluation, direction: Tensor, first: float = 1.0
     ) -> tuple[Evaluation, float]:
@@ -86,13 +106,13 @@ class WeakWolfe:
         for _ in range(self.max_trials):
             trial = objective.evaluate(start.point + t * direction)
             trial_slope = torch.dot(trial.grad, direction).item()
-            if not trial.value <= start.value + self.decrease * t * slope:
+            if not self.falls(trial.value, start.value, t, slope):
                 high = t  # too far, or not finite
                 ends = (found.value, found_slope, trial.value, trial_slope)
                 t = low + (high - low) * _fraction(*ends, high - low)
                 continue
             found, found_slope, low = trial, trial_slope, t
-            if found_slope >= self.curvature * slope:
+            if self.flattens(found_slope, slope):
                 break
             t = (low + high) / 2 if high < float("inf") else 2 * t
         return found, low

@@ -1,5 +1,8 @@
 """Nonsmooth BFGS on many starts at once: local descent on P, in arithmetic of our own.
 
+The conditions of the line search and the update of H are those of the optimizers' own BFGS
+(:mod:`torch_wprox.solvers`); the loop is another one, as rows turn at different rounds.
+
 Source: Lewis & Overton, Nonsmooth optimization via quasi-Newton methods (2013): full BFGS with a
 weak Wolfe line search by bisection needs no change to work on kinks. Al-Baali (1998) for the
 self-scaled update.
@@ -14,15 +17,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torch_wprox.solvers.bfgs import scaling
+from torch_wprox.solvers.bfgs import add_rank_two, rank_two, scaling
+from torch_wprox.solvers.line_search import WeakWolfe
 
 BatchFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 """x (B, N) -> values (B,) and gradients (B, N)."""
 
-_DECREASE = 1e-4
-# Shorter searches suit the self-scaled update.
-_CURVATURE, _FLATTER = 0.5, 0.9
-_LONGEST_SEARCH = 40
+# An evaluation of the batch costs every row, so a search that nearly suits a row has to do; shorter
+# searches suit the self-scaled update.
+_SEARCH, _SHORT_SEARCH = WeakWolfe(curvature=0.5), WeakWolfe(curvature=0.9)
 # Up to this many numbers per row the whole inverse Hessian is kept, above the last pairs; so many
 # numbers all the inverse Hessians of a batch may have.
 _DENSE_UP_TO, _NUMBERS = 2000, 16_000_000
@@ -71,7 +74,7 @@ def batched_bfgs(
     x = start.clone()
     f, g = function(x)
     rows, size = x.shape
-    curvature = _FLATTER if self_scaling else _CURVATURE
+    search = _SHORT_SEARCH if self_scaling else _SEARCH
     H: _Dense | _Limited = _Limited(first_step, self_scaling)
     if size <= _DENSE_UP_TO and rows * size**2 <= _NUMBERS:
         H = _SelfScaled(x, first_step) if self_scaling else _Dense(x, first_step)
@@ -85,15 +88,15 @@ def batched_bfgs(
         trial = torch.where(alive.unsqueeze(1), x + t.unsqueeze(1) * p, x)
         f_new, g_new = function(trial)
         rounds += 1
-        too_long = ~(f_new <= f + _DECREASE * t * slope)
-        too_short = ~too_long & ~((g_new * p).sum(1) >= curvature * slope)
+        too_long = ~search.falls(f_new, f, t, slope)
+        too_short = ~too_long & ~search.flattens((g_new * p).sum(1), slope)
         taken = alive & ~too_long & ~too_short
         # Bisection, doubling while no upper end is known.
         high = torch.where(too_long, t, high)
         low = torch.where(too_short, t, low)
         searched = torch.where(taken, zero, searched + 1.0)
         # An interval that no longer shrinks ends the row; its best point is taken with it.
-        stuck = alive & ~taken & (searched > _LONGEST_SEARCH)
+        stuck = alive & ~taken & (searched > search.max_trials)
         accept = (taken | (stuck & (f_new < f))).unsqueeze(1)
         if bool(accept.any()):
             s, y = trial - x, g_new - g
@@ -124,11 +127,13 @@ class _Dense:
     def update(self, s: Tensor, y: Tensor, taken: Tensor, sBs: Tensor) -> None:
         """Take in steps s and changes y (B, N) of the rows that are taken; B = H^-1."""
         sy = (s * y).sum(1)
-        rho = torch.where(taken & (sy > 0), 1.0 / sy, torch.zeros_like(sy)).view(-1, 1, 1)
-        Hy = self.times(y)
-        scale = rho * (1.0 + rho * (y * Hy).sum(1).view(-1, 1, 1))
-        cross = s.unsqueeze(2) * Hy.unsqueeze(1)
-        self._H = self._H + scale * (s.unsqueeze(2) * s.unsqueeze(1)) - rho * (cross + cross.mT)
+        counts = taken & (sy > 0)
+        # The others change nothing; their gradients may even be no numbers.
+        s, y = (x.where(counts.unsqueeze(1), x.new_zeros(())) for x in (s, y))
+        Hy, sy = self.times(y), sy.where(counts, sy.new_ones(()))
+        ss, sh, _ = (weight.unsqueeze(1) for weight in rank_two(sy, (y * Hy).sum(1)))
+        self._H.addcmul_((ss * s + sh * Hy).unsqueeze(2), s.unsqueeze(1))
+        self._H.addcmul_((sh * s).unsqueeze(2), Hy.unsqueeze(1))
 
 
 class _SelfScaled(_Dense):
@@ -160,11 +165,7 @@ class _SelfScaled(_Dense):
                 self._H[i].zero_().diagonal().fill_(ratio)
                 Hy_i, yHy, old = ratio * y[i], ratio * yy, ss / ratio
             tau, phi = scaling(old / sy, yHy / sy, s.shape[1])
-            cross = -phi / (tau * sy)
-            first = 1.0 / sy + phi * (yHy / sy) / (tau * sy)
-            M = s.new_tensor([[first, cross], [cross, (phi - 1.0) / (tau * yHy)]])
-            U = torch.stack([s[i], Hy_i])
-            self._H[i].addmm_(U.T, M @ U, beta=1.0 / tau)
+            add_rank_two(self._H[i], s[i], Hy_i, sy, yHy, tau, phi)
 
 
 class _Limited:
