@@ -55,6 +55,7 @@ DEFAULT_METRICS = (
     "lower_bound",
     "gap",
     "certified",
+    "estimate",
 )
 
 

@@ -107,6 +107,8 @@ class Bound:
     Attributes:
         lower_bound: The bound.
         certified: True if it is proved (exact best responses), False if it is an estimate.
+        estimate: The higher number that it was estimated at before it was proved; None where best
+            responses are exact or nothing was proved.
 
     Example:
         >>> bound = Bound(lower_bound=0.25, certified=False)  # an estimate
@@ -114,6 +116,7 @@ class Bound:
 
     lower_bound: float
     certified: bool
+    estimate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,8 @@ class StepReport:
         gap: ``objective - lower_bound``; None unless solved globally.
         certified: True only if ``lower_bound`` is proved if the loss is convex in the output: best
             responses were exact, and probes met nothing that is not convex.
+        estimate: The higher number that the bound is estimated at, where the proof fell short of
+            it; None where best responses are exact or nothing was proved.
 
     Example:
         >>> print(unmoved(1.0, Status.NO_MOVE, 1))
@@ -165,6 +170,7 @@ class StepReport:
     lower_bound: float | None = None
     gap: float | None = None
     certified: bool = False
+    estimate: float | None = None
     max_eval: int | None = None
     is_same_loss: bool | None = None
 
@@ -179,8 +185,12 @@ class StepReport:
         ]
         if self.lower_bound is not None and self.gap is not None:
             kind = "proved (if the loss is convex in the output)" if self.certified else "estimated"
-            share = self.gap / max(abs(self.lower_bound), 1e-300)
-            lines.append(f"{kind} lower bound {self.lower_bound:.6g}, gap {share:.3%}")
+            share = _share(self.gap, self.lower_bound)
+            line = f"{kind} lower bound {self.lower_bound:.6g}, gap {share}"
+            if self.estimate is not None:
+                gap = self.objective - self.estimate
+                line += f"; estimated {self.estimate:.6g}, gap {_share(gap, self.estimate)}"
+            lines.append(line)
         return "\n".join(lines)
 
     def _moved(self) -> str:
@@ -395,6 +405,10 @@ def numbers_of(report: Report) -> dict[str, Any]:
         **numbers,
         **{f"transport_{name}": count for name, count in counts.items()},
     }
+
+
+def _share(gap: float, bound: float) -> str:
+    return f"{gap / max(abs(bound), 1e-300):.3%}"
 
 
 def counted(number: int, noun: str) -> str:

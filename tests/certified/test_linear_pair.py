@@ -41,8 +41,6 @@ def closure_of(model: nn.Module) -> Closure:
 def test_training_certificate_is_that_of_the_layer(bias: bool, as_pair: bool) -> None:
     model = network(bias=bias)
     layer = MeanFieldLayer.from_linear(model[0], model[2])
-    if layer.output_bias is not None:
-        layer.output_bias.requires_grad_(False)
     expected = certify_training(layer, closure_of(layer), weight_decay=0.05)
     model.zero_grad()
     kept = copy.deepcopy(model.state_dict())

@@ -7,6 +7,7 @@ import logging
 import pickle
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,10 +19,12 @@ from torch_wprox import (
     EntropicJKO,
     FrobeniusProx,
     GridLayer,
+    MeanFieldLayer,
     Progress,
     Status,
     WassersteinProx,
     certify,
+    certify_training,
     prox,
 )
 
@@ -171,19 +174,61 @@ def test_the_optimizer_says_what_it_is() -> None:
     assert "Parameter Group 0" in text
 
 
-def test_certify_tells_how_far_it_is_and_keeps_the_bound_so_far() -> None:
-    layer = sinus_layer()
-    x, y = sinus_data()
+def certificates(width: int = 20) -> dict[str, Any]:
+    """Certificates as functions of callback and seconds, with the layer that they are of."""
+    (x, y), layers = sinus_data(), [sinus_layer(), MeanFieldLayer(1, width, dtype=torch.float64)]
+    biased = MeanFieldLayer(1, width, output_bias=True, dtype=torch.float64)
 
-    def closure() -> Tensor:
-        loss = (layer(x) - y).square().mean()
-        loss.backward()
-        return loss
+    def closure_on(layer: MeanFieldLayer) -> Callable[[], Tensor]:
+        def closure() -> Tensor:
+            loss = (layer(x) - y).square().mean()
+            loss.backward()
+            return loss
 
-    anchor = layer.particles.detach().clone()
+        return closure
+
+    frozen, trained = layers
+    anchor = frozen.particles.detach().clone()
+    training = partial(certify_training, weight_decay=1e-4)
+    return {
+        "step": (frozen, partial(certify, anchor=anchor, gamma=1.0), closure_on(frozen)),
+        "training": (trained, training, closure_on(trained)),
+        "training with a bias": (biased, training, closure_on(biased)),
+        "training of frozen output weights": (frozen, training, closure_on(frozen)),
+    }
+
+
+CERTIFICATES = ("step", "training", "training with a bias", "training of frozen output weights")
+
+
+@pytest.mark.parametrize("kind", CERTIFICATES)
+def test_a_certificate_tells_how_far_it_is_and_keeps_the_bound_so_far(kind: str) -> None:
+    layer, made_of, closure = certificates()[kind]
     seen: list[Progress] = []
-    early = certify(layer, closure, anchor, 1.0, callback=lambda p: seen.append(p) or len(seen) > 1)
+    early = made_of(layer, closure, callback=lambda p: seen.append(p) or len(seen) > 1)
     assert len(seen) == 2
     assert seen[-1].lower_bound is not None
-    full = certify(layer, closure, anchor, 1.0)
-    assert early.lower_bound <= full.lower_bound <= full.objective
+    full = made_of(layer, closure)
+    assert early.lower_bound < full.lower_bound <= full.objective == early.objective
+
+
+@pytest.mark.parametrize("kind", CERTIFICATES)
+def test_the_clock_ends_a_certificate(kind: str) -> None:
+    layer, made_of, closure = certificates()[kind]
+    seen: list[Progress] = []
+    early = made_of(layer, closure, callback=seen.append, seconds=1e-9)
+    assert len(seen) == 1
+    assert early.lower_bound <= early.objective
+    with pytest.raises(ValueError, match="seconds must be > 0"):
+        made_of(layer, closure, seconds=0.0)
+
+
+@pytest.mark.parametrize("kind", CERTIFICATES)
+def test_ctrl_c_leaves_the_layer_of_a_certificate_as_it_was(kind: str) -> None:
+    layer, made_of, closure = certificates()[kind]
+    before = copy.deepcopy(layer.state_dict())
+    for count in (1, 3, 5, 9):
+        with pytest.raises(KeyboardInterrupt):
+            made_of(layer, interrupted_at(count, closure), callback=lambda p: None)
+        assert all(torch.equal(t, before[name]) for name, t in layer.state_dict().items())
+    assert made_of(layer, closure).certified  # nothing is left behind

@@ -54,7 +54,7 @@ def certify(
 
     Args:
         layer: The layer, at V; or ``nn.Sequential(Linear, ReLU, Linear)``, or the two Linear
-            layers, whose neurons are then the particles (w, b, alpha), the output's bias held.
+            layers, whose neurons are then the particles (w, b, alpha), beside an output bias.
         closure: Computes the loss through the layer, calls backward, returns the loss. It must
             depend on the layer's parameters through its output alone, in a convex way.
         anchor: W: the layer's ``particles`` (m, D) before the step, or its whole state dict (needed
@@ -96,7 +96,7 @@ def certify(
             return certify(
                 own,
                 closure,
-                start.particles.detach(),
+                start.state_dict(),
                 gamma,
                 distance=distance,
                 classes=classes,
@@ -126,11 +126,7 @@ def certify(
             "layer has an output bias that trains"
         )
     runner = ClosureRunner(closure, layer.parameters(), None)
-    watch = Watch(checked_callback(callback), checked_seconds(seconds))
-
-    def tell(value: float, bound: float) -> bool:
-        return watch.note(runner.runs, value, value, math.nan, bound)
-
+    tell = _teller(runner, callback, seconds)
     with torch.no_grad():
         oracle = OutputOracle(layer, _trained(layer), runner, _free)
         V, W = (
@@ -179,6 +175,8 @@ def certify_training(
     weight_decay: float | None = None,
     proof_seconds: float = 10.0,
     options: Global | None = None,
+    callback: Callback | None = None,
+    seconds: float | None = None,
 ) -> Certificate:
     r"""Bound the global minimum of training, and compare the layer's present parameters with it.
 
@@ -187,30 +185,34 @@ def certify_training(
         \max_{|u|=1} |\lambda'^T \mathrm{relu}(Xu)| \le \beta
 
     with w_i the input weights (bias included) and a_i the whole output coefficient of neuron i,
-    any 1/m included. The bound holds for networks of every width.
+    any 1/m included. The bound holds for networks of every width. An output bias that trains is
+    free (no penalty with ``beta``): then :math:`\lambda'` sums to zero over the samples.
 
     Args:
         layer: The trained layer; or ``nn.Sequential(Linear, ReLU, Linear)``, or the two Linear
-            layers. The bias of the second is held where it is.
+            layers. An output bias that does not require a gradient is held where it is.
         closure: Computes R, the loss WITHOUT the penalty, through the layer.
         beta: Weight of the path norm.
         weight_decay: Instead of ``beta``: F = R + (weight_decay/2)|parameters|^2, as the optimizers
-            of torch and of this package mean it. Where output weights train, its minimum is that of
-            the path norm with beta = weight_decay (times m for the mean); where they are frozen, it
-            is the proximal step from anchor 0.
+            of torch and of this package mean it, an output bias that trains included. Where output
+            weights train, the rest is the path norm with beta = weight_decay (times m for the
+            mean); where they are frozen, it is the proximal step from anchor 0.
         proof_seconds: Time for the proof of a bound that would be an estimate otherwise; 0: keep
             the estimate. Any time gives a proof, more of it a tighter one.
         options: Tolerances of the bound; of ``tolerance_bound``, ``tolerance_proof``,
             ``max_iter``, ``exact_cells``.
+        callback: Called at every round that tightens the bound, with a
+            :class:`~torch_wprox.Progress`; a true answer keeps the bound so far.
+        seconds: Time budget of these rounds; the proof has its own, ``proof_seconds``.
 
     Returns:
         The certificate of F.
 
     Raises:
         TypeError: ``layer`` is another module.
-        ValueError: Neither or both of ``beta`` and ``weight_decay`` are given, the layer has an
-            output bias that trains, the loss is not convex in the output, or the parameters reach
-            it by another way.
+        ValueError: Neither or both of ``beta`` and ``weight_decay`` are given, the loss is not
+            convex in the output, has no minimum over an output bias that trains, or the parameters
+            reach it by another way.
 
     Example:
         >>> layer = MeanFieldLayer(1, 8, dtype=torch.float64)
@@ -234,6 +236,8 @@ def certify_training(
                 weight_decay=weight_decay,
                 proof_seconds=proof_seconds,
                 options=options,
+                callback=callback,
+                seconds=seconds,
             )
     options = Global() if options is None else options
     penalty = beta if weight_decay is None else weight_decay
@@ -243,8 +247,7 @@ def certify_training(
             f"weight_decay={weight_decay!r}"
         )
     bias = layer.output_bias
-    if bias is not None and bias.requires_grad:
-        raise ValueError("certify_training needs output_bias=False or a frozen output bias")
+    moves_bias = bias is not None and bias.requires_grad
     checked_number("proof_seconds", proof_seconds, ">= 0", lambda t: t >= 0)
     if weight_decay is not None and not layer.form.is_homogeneous:
         raise ValueError(
@@ -252,6 +255,7 @@ def certify_training(
             "give beta"
         )
     runner = ClosureRunner(closure, layer.parameters(), None)
+    tell = _teller(runner, callback, seconds)
     with torch.no_grad():
         oracle = OutputOracle(layer, _trained(layer), runner, _free)
         value, _ = oracle(oracle.output)
@@ -265,6 +269,8 @@ def certify_training(
         scale = 1.0 / layer.width if layer.reduction == "mean" else 1.0
         if weight_decay is not None:
             objective = value + 0.5 * weight_decay * float(V.square().sum())
+            if moves_bias and bias is not None:
+                objective += 0.5 * weight_decay * float(bias.double().square().sum())
         else:
             w, a = (t.double() for t in layer.neurons())
             objective = value + penalty * scale * float((w.norm(dim=1) * a.norm(dim=1)).sum())
@@ -272,9 +278,14 @@ def certify_training(
             # (weight_decay/2)|V|^2 is the price of a step from 0 with 1/(m gamma) = weight_decay.
             gamma = 1.0 / (layer.width * weight_decay)
             problem: ParticleProblem = particle_problem(
-                layer, oracle.features, torch.zeros_like(V), gamma, offset=bias
+                layer,
+                oracle.features,
+                torch.zeros_like(V),
+                gamma,
+                offset=None if moves_bias else bias,
+                offset_gamma=1.0 / weight_decay if moves_bias else None,
             )
-            estimated = _relaxed(problem, oracle, options)
+            estimated = _relaxed(problem, oracle, options, tell)
             bounded = _proved(problem, oracle, estimated, options, proof_seconds)
             lower_bound, exact = bounded.lower_bound, bounded.certified
             estimate = estimated.lower_bound if bounded is not estimated else None
@@ -290,6 +301,8 @@ def certify_training(
                 oracle.output,
                 proof_seconds=proof_seconds,
                 tolerance_proof=options.tolerance_proof,
+                offset_stiffness=(weight_decay or 0.0) if moves_bias else None,
+                tell=tell,
                 **tolerances,
             )
             lower_bound, exact, estimate = found.lower_bound, found.is_exact, found.estimate
@@ -300,6 +313,8 @@ def certify_training(
             model = learn_quadratic(oracle, oracle.output, oracle.precision)
             visited = [oracle.output, offset.expand_as(oracle.output)]
             reach = room * oracle.features.norm(dim=1)
+            if moves_bias:  # without a price it may go anywhere
+                reach += math.sqrt(2.0 * room * weight / weight_decay) if weight_decay else math.inf
             exact = probe_within(oracle, model, visited, reach) and exact
         oracle.require_repeatable()
     runner.finish()
@@ -345,6 +360,16 @@ def _proved(
         precision=oracle.precision,
         exact_cells=options.exact_cells,
     )
+
+
+def _teller(runner: ClosureRunner, callback: Callback | None, seconds: float | None) -> Tell:
+    """Return what tells the callback of a round, and says whether to end."""
+    watch = Watch(checked_callback(callback), checked_seconds(seconds))
+
+    def tell(value: float, bound: float) -> bool:
+        return watch.note(runner.runs, value, value, math.nan, bound)
+
+    return tell
 
 
 def _free() -> None:

@@ -54,7 +54,7 @@ def as_layer(network: object) -> Iterator[MeanFieldLayer]:
     first, second = linear_pair(network)
     layer = MeanFieldLayer.from_linear(first, second)
     if layer.output_bias is not None:
-        layer.output_bias.requires_grad_(False)
+        layer.output_bias.requires_grad_(second.bias.requires_grad)
     parameters = [p for module in (first, second) for p in module.parameters()]
     gradients = [p.grad for p in parameters]
     for p in parameters:

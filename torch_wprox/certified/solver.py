@@ -168,7 +168,6 @@ class _GlobalStep:
             status = self._descend(problem, bounded)
         if bounded is None or problem is None:
             return status
-        bounded = self._proved(problem, bounded)
         objective.bound = self._confirmed(problem, bounded, is_probed)
         if self._is_near(objective.bound.lower_bound):
             return Status.CERTIFIED if objective.bound.certified else Status.CONVERGED
@@ -285,13 +284,14 @@ class _GlobalStep:
         finally:
             objective.evaluations_left += kept
 
-    def _confirmed(self, problem: OutputProblem, bounded: Bounded, is_probed: bool) -> Bound:
-        """Return the bound, after a last look at the closure at the best point.
+    def _confirmed(self, problem: OutputProblem, estimated: Bounded, is_probed: bool) -> Bound:
+        """Prove the bound and return it, after a last look at the closure at the best point.
 
         Raises:
             ValueError: The objective there is below the bound, or the closure is not one function.
         """
         objective, oracle = self._objective, problem.oracle
+        bounded = self._proved(problem, estimated)
         try:
             with oracle.watching() as seen:
                 best = objective.evaluate(objective.best.point, settled=True)
@@ -299,11 +299,11 @@ class _GlobalStep:
             oracle.require_repeatable()
         except BudgetExhausted:
             best, is_probed = objective.best, False
-        found = held_against(
-            bounded,
-            problem.particles,
-            problem.configuration(best.point),
-            min(best.value, objective.best.value),
-            oracle.precision,
-        )
-        return replace(found, certified=found.certified and is_probed)
+        x, value = problem.configuration(best.point), min(best.value, objective.best.value)
+
+        def held(b: Bounded) -> Bound:
+            return held_against(b, problem.particles, x, value, oracle.precision)
+
+        found = held(bounded)
+        estimate = None if bounded is estimated else held(estimated).lower_bound
+        return replace(found, certified=found.certified and is_probed, estimate=estimate)

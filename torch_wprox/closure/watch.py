@@ -53,6 +53,13 @@ class Watch:
         return time.perf_counter() - self._start
 
     @property
+    def seconds_left(self) -> float:
+        """Time until the step has to end, ``inf`` without a limit; 0 once it has to."""
+        if self.has_ended:
+            return 0.0
+        return math.inf if self._seconds is None else max(0.0, self._seconds - self.seconds)
+
+    @property
     def keeps_best_on_interrupt(self) -> bool:
         """Whether Ctrl-C should leave the best point so far instead of the anchor."""
         return bool(getattr(self._callback, "keep_best_on_interrupt", False))

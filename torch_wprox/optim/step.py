@@ -71,6 +71,7 @@ def report_of(
         "loss_after": accepted.loss,
         "lower_bound": None if bound is None else bound.lower_bound,
         "certified": bound is not None and bound.certified,
+        "estimate": None if bound is None else bound.estimate,
     }
     move = Move(
         objective.blocks,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_wprox.certified.bound.minorant import Minorant, rounding
+from torch_wprox.certified.bound.output_bias import BiasedQuadratic
 from torch_wprox.certified.bound.relaxation import Bounded
 from torch_wprox.certified.problem.particle_problem import ParticleProblem, Risk
 from torch_wprox.certified.problem.quadratic_model import QuadraticRisk
@@ -66,7 +67,7 @@ def proved(
 
 
 def tangents(
-    risk: Risk, model: QuadraticRisk, z: Tensor, shares: tuple[float, ...]
+    risk: Risk, model: QuadraticRisk | BiasedQuadratic, z: Tensor, shares: tuple[float, ...]
 ) -> list[Minorant]:
     """Return affine functions below R whose slopes are about these shares of grad R(z).
 

@@ -7,7 +7,8 @@ with lam' = grad R(z') and max over |u| = 1 of |lam'^T relu(X u)| <= beta,
 
     R(z') - <lam', z' - c>  <=  min F,
 
-because <lam', z - c> >= -beta sum_i |w_i||a_i| for every network, and R is convex.
+because <lam', z - c> >= -beta sum_i |w_i||a_i| for every network, and R is convex. Where the output
+bias c trains, R minimised over it takes the place of R, and 0 that of c.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_wprox.certified.bound.output_bias import BiasedQuadratic, BiasedRisk
 from torch_wprox.certified.bound.proof import tangents
+from torch_wprox.certified.bound.relaxation import never
 from torch_wprox.certified.bound.simplex_qp import Array, simplex_qp
+from torch_wprox.certified.bound.spread import Tell
 from torch_wprox.certified.problem.particle_problem import Risk
 from torch_wprox.certified.problem.quadratic_model import (
     QuadraticRisk,
+    has_kink,
     learn_quadratic,
     local_quadratic,
 )
@@ -34,6 +39,9 @@ _TIGHT = 1e-6
 # Shares of the admissible multiple of a gradient: what is left is for its rounding, or for a
 # minimiser of the loss that is only approximate.
 _SMALLER = (1.0 - 1e-12, 1.0 - 1e-6, 0.99, 0.9, 0.5)
+
+Model = QuadraticRisk | BiasedQuadratic
+"""What stands for the loss between two evaluations."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +75,14 @@ def training_bound(
     exact_cells: int,
     proof_seconds: float = 0.0,
     tolerance_proof: float = 0.01,
+    offset_stiffness: float | None = None,
+    tell: Tell = never,
 ) -> TrainingBound:
     """Bound min F by fully corrective conditional gradient on the path norm ball.
 
     Args:
         features: X (n, d).
-        offset: c (k,), held.
+        offset: c (k,), held; where it trains, where its search begins.
         risk: R and its gradient.
         beta: Weight of the path norm.
         start: Output (n, k) of the trained network, where the bound starts.
@@ -82,9 +92,23 @@ def training_bound(
         exact_cells: See :class:`Steepest`.
         proof_seconds: Time for a proof where directions are searched; 0: keep the estimate.
         tolerance_proof: The proof stops when the steepest direction is known up to this share.
+        offset_stiffness: mu, the bias trains at the price (mu/2)|c|^2; None: it is held.
+        tell: Called every round with the lowest F so far and the bound; a true answer ends it.
     """
     steepest = Steepest(features, len(offset), exact_cells)
-    model = learn_quadratic(risk, start, precision)
+    biased: BiasedRisk | None = None
+    model: Model
+    if offset_stiffness is None:
+        model = learn_quadratic(risk, start, precision)
+    else:
+        biased = BiasedRisk(risk, offset_stiffness, offset, precision)
+        start, offset = start - offset, torch.zeros_like(offset)
+        model = biased.learned(start)
+        if not model.is_exact and has_kink(risk, model.model):
+            return TrainingBound(-math.inf, math.inf, False)
+        biased(start)
+        biased.require_settled()
+        risk = biased
     inner: Risk = model if model.is_exact else risk
     best, point = _feasible_bound(inner, model, steepest, beta, start, offset)
     empty = offset.expand_as(start)
@@ -98,12 +122,14 @@ def training_bound(
     prices = atoms.new_zeros(1)
     weights = np.ones(1)
     for _ in range(max_iter):
-        if not model.is_exact:
+        if biased is not None and not model.is_exact:
+            model = biased.modelled(z)
+        elif not model.is_exact:
             model = local_quadratic(risk, z, value, lam, precision)
         found, where = _feasible_bound(inner, model, steepest, beta, z, offset)
         if found > best:
             best, point = found, where
-        if total - best <= tolerance * abs(total):
+        if tell(total, best) or total - best <= tolerance * abs(total):
             break
         hidden = (features @ steepest(lam)[0]).clamp_min(0.0)
         q = hidden @ lam
@@ -126,11 +152,15 @@ def training_bound(
         kept[0] = True  # the empty network
         index = torch.from_numpy(kept).to(atoms.device)
         atoms, prices, weights = atoms[index], prices[index], weights[kept]
+    if biased is not None and not math.isfinite(best):
+        biased.require_settled()
     if model.is_exact and math.isfinite(best):  # by the loss itself, not by the model of it
         value, lam = risk(point)
         best = value - float((lam * (point - offset)).sum())
+        if biased is not None:
+            biased.require_settled()
     if steepest.is_exact or proof_seconds <= 0:
-        return TrainingBound(best, total, steepest.is_exact)
+        return TrainingBound(best, total, steepest.is_exact and math.isfinite(best))
     _, lam = risk(point)
     steepness = steepest.proved(lam, seconds=proof_seconds, tolerance=tolerance_proof)
     proved = _proved_bound(risk, model, features, beta, point, steepness, offset)
@@ -139,7 +169,7 @@ def training_bound(
 
 def _proved_bound(
     risk: Risk,
-    model: QuadraticRisk,
+    model: Model,
     features: Tensor,
     beta: float,
     z: Tensor,
@@ -159,13 +189,18 @@ def _proved_bound(
         s = share * smaller
         below = tangents(risk, model, z, (1.0, s))[1]
         rest = float((below.slope - s * lam).norm(dim=1) @ lengths)
-        if s * steepness + rest <= beta:
+        if s * steepness + rest <= beta and _is_settled(risk):
             bound = below.intercept + float((below.slope * offset).sum())
             best = max(best, bound)
     return best
 
 
-def _corrected(outputs: Tensor, prices: Tensor, model: QuadraticRisk, weights: Array) -> Array:
+def _is_settled(risk: Risk) -> bool:
+    """Whether the last multipliers of a risk with an output bias sum to what they must."""
+    return not isinstance(risk, BiasedRisk) or risk.is_settled
+
+
+def _corrected(outputs: Tensor, prices: Tensor, model: Model, weights: Array) -> Array:
     """Return the weights (J,) in the simplex that minimise the model plus the price."""
     moved = outputs - model.centre
     flat = moved.reshape(len(outputs), -1)
@@ -176,7 +211,7 @@ def _corrected(outputs: Tensor, prices: Tensor, model: QuadraticRisk, weights: A
 
 def _feasible_bound(
     risk: Risk,
-    model: QuadraticRisk,
+    model: Model,
     steepest: Steepest,
     beta: float,
     z: Tensor,
@@ -192,7 +227,8 @@ def _feasible_bound(
     def at(share: float) -> tuple[float, float, Tensor]:
         point = z + share * (target - z)
         value, lam = risk(point)
-        return steepest(lam)[1], value - float((lam * (point - offset)).sum()), point
+        bound = value - float((lam * (point - offset)).sum())
+        return steepest(lam)[1], bound if _is_settled(risk) else -math.inf, point
 
     size, bound, point = at(0.0)
     if size <= beta:
