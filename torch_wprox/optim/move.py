@@ -12,7 +12,8 @@ from torch import Tensor
 from torch_wprox.closure.ranks import Agree, alone
 from torch_wprox.distances.base import mean_squared
 from torch_wprox.distances.emd.assignment import Assignment
-from torch_wprox.objective import Block, Evaluation, scaled_norm
+from torch_wprox.objective import Block, Evaluation
+from torch_wprox.objective.terms import scaled_norm
 from torch_wprox.particles.flat import joined
 from torch_wprox.report import Bound, TransportCounts
 
