@@ -34,7 +34,7 @@ $(VENV)/.dev: $(VENV)/.test
 	$(VENV)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(TEST_ENV)  ## The note's main run; figures in out/sinus.
+demo: $(TEST_ENV)  ## The main experiment; figures in out/sinus.
 	$(PY) -m lightning_examples.sinus --out $(OUT)/sinus
 
 test: $(TEST_ENV)  ## The whole test suite (nightly drills aside).

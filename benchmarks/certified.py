@@ -3,10 +3,10 @@
     python -m benchmarks.certified                       # some minutes
     python -m benchmarks.certified --figure docs/concepts/certificate.png
 
-The note's section 3 (m = 50, n = 5, sum over neurons, scale 1e-2), anchors of ten seeds. "Adam" is
-the note's inner solver on the same objective, learning rate 3e-2 decayed to 0. The naive loop is
-what a user would write: Adam on F plus ``ot.emd2`` by autograd, one plan for each sign. Times are
-seconds of processor time on one thread, which other processes of the machine disturb little.
+The five-point sine (m = 50, n = 5, sum over neurons, scale 1e-2), anchors of ten seeds. "Adam" is
+the inner solver of the note on the same objective, learning rate 3e-2 decayed to 0. The naive loop
+is what a user would write: Adam on F plus ``ot.emd2`` by autograd, one plan for each sign. Times
+are seconds of processor time on one thread, which other processes of the machine disturb little.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GAMMAS = (0.1, 1.0, 10.0, 100.0)
 MEDIANS = {0.1: 0.1, 1.0: 0.1, 10.0: 0.3, 100.0: 0.3}  # targets, in %
 WORST, EVALUATIONS, SECONDS = 0.5, 1500, 2.0
 TO_THE_END = 10_000
-NOTES_ITERATIONS = 1_000_000  # inner iterations in the note's section 3
+NOTES_ITERATIONS = 1_000_000  # inner iterations in section 3 of the note
 LOCAL: dict[str, tuple[Any, dict[str, Any]]] = {
     "Adam, Wasserstein": (WassersteinProx, {"solver": FirstOrder(torch.optim.Adam, lr=3e-2)}),
     "BFGS, Frobenius": (FrobeniusProx, {"solver": "bfgs"}),
@@ -70,7 +70,7 @@ class Problem:
 
 
 def note(seed: int, gamma: float) -> Problem:
-    """The note's section 3."""
+    """The five-point sine."""
     x = torch.linspace(-0.5, 0.5, 5, dtype=F64).unsqueeze(1)
     y = torch.sin(10 * x - torch.pi / 2) + 0.2 * x - 0.5
     return Problem(
@@ -92,7 +92,7 @@ def layer_at(d: int, m: int, particles: np.ndarray[Any, Any]) -> MeanFieldLayer:
     return layer
 
 
-# %% One step of the note's problem
+# %% One step on the five-point sine
 def gaps(
     seeds: Sequence[int], args: argparse.Namespace | None = None
 ) -> dict[float, list[tuple[StepReport, float]]]:
@@ -257,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"ends {100 * (reached / bound - 1):.0f} % above the bound\n"
         f"naive run of six such steps: {6 * budget * per_iteration:.0f} s (extrapolated), "
         f"{6 * budget * per_iteration / seconds:.0f} times ours\n"
-        f"the note's {NOTES_ITERATIONS:.0e} inner iterations: "
+        f"{NOTES_ITERATIONS:.0e} inner iterations, as in the note: "
         f"{NOTES_ITERATIONS * per_iteration / 60:.0f} min (extrapolated), "
         f"{NOTES_ITERATIONS * per_iteration / seconds:.0f} times ours",
         flush=True,

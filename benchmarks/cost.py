@@ -83,7 +83,7 @@ class Measured:
 
 # %% The problem
 def problem(case: Case, seed: int = 0) -> tuple[MeanFieldLayer, Callable[[], Tensor]]:
-    """The note's network on smooth random data, and its closure."""
+    """The network of the five-point sine on smooth random data, and its closure."""
     g = torch.Generator().manual_seed(seed)
     d = case.D - 1
     layer = MeanFieldLayer(

@@ -4,7 +4,7 @@
     python -m benchmarks.grid_jko --full     # every method on every grid
 
 The step moves mass by up to four cells, epsilon = 2 dx^2. Every case runs in a process of its own,
-on one thread, so that its peak memory can be told. "literal" is the note's Algorithm 1 as printed,
+on one thread, so that its peak memory can be told. "literal" is Algorithm 1 of the note as printed,
 with a dense kernel (and f put in where the print forgets it).
 """
 

@@ -4,7 +4,7 @@
     python -m benchmarks.maps --fast          # seconds
     python -m benchmarks.maps --only large    # one of gaussian, small, large
 
-"gaussian": the Ornstein-Uhlenbeck process of Mokrov et al. 2021 (gamma .05; a random Gaussian
+"gaussian": the Ornstein-Uhlenbeck process of Mokrov et al. 2021 (gamma 0.05; a random Gaussian
 target of scikit-learn's make_spd_matrix), symmetric KL divergence to the exact law. "small" and
 "large": one step (gamma 1) of the two-layer network on the five-point sine, output 50 times the
 mean over the neurons, which start at 1e-2 times normal numbers: one problem whatever m is. P is F

@@ -25,7 +25,7 @@ class Problem:
 
 
 def sinus() -> Batch:
-    """X (5, 2) with a column of ones and y (5,): the data of the note's section 3."""
+    """X (5, 2) with a column of ones and y (5,): the five points of a sine."""
     x = torch.linspace(-0.5, 0.5, 5, dtype=F64)
     y = torch.sin(10 * x - torch.pi / 2) + 0.2 * x - 0.5
     return torch.stack([x, torch.ones_like(x)], 1), y

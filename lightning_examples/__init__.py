@@ -1,1 +1,1 @@
-"""The note's experiments as Lightning runs: ``python -m lightning_examples.NAME``."""
+"""Experiments as Lightning runs: ``python -m lightning_examples.NAME``."""

@@ -67,7 +67,7 @@ class Neurons(pl.LightningModule):
 
 
 class Points(pl.LightningDataModule):
-    """The note's sinus, or scikit-learn's diabetes patients.
+    """The five-point sine, or scikit-learn's diabetes patients.
 
     Args:
         name: Which.

@@ -1,4 +1,4 @@
-"""The note's section 3 again, with proofs: how far from optimal is each step, and a trained net?
+"""The five-point sine, with proofs: how far from optimal is each step, and a trained network?
 
     python -m lightning_examples.certified
 

@@ -1,10 +1,11 @@
-"""The note's section 2: a random grid of neurons, and the triangle of those that do not move.
+"""A random grid of neurons, and the triangle of those that do not move (section 2 of the note).
 
     python -m lightning_examples.early
 
 Neurons with frozen signs start on a jittered grid in the plane of weight and bias, their output
-close to zero. Proximal point (Frobenius) and Wasserstein descent, each with the note's inner loop
-(gradient descent, few iterations) and with a quasi-Newton one, and solved globally with a bound.
+close to zero. Proximal point (Frobenius) and Wasserstein descent, each with the inner loop of the
+note (gradient descent, few iterations) and with a quasi-Newton one, and solved globally with a
+bound.
 """
 
 from __future__ import annotations

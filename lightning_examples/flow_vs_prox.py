@@ -1,4 +1,4 @@
-"""The note's sections 7 and 8: as gamma -> 0 every descent is the gradient flow.
+"""As gamma -> 0 every descent is the gradient flow (sections 7 and 8 of the note).
 
     python -m lightning_examples.flow_vs_prox
 

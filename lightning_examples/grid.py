@@ -1,4 +1,4 @@
-"""The note's section 9: one Wasserstein gradient flow, by particles and on a grid.
+"""One Wasserstein gradient flow, by particles and on a grid (section 9 of the note).
 
     python -m lightning_examples.grid
 

@@ -1,4 +1,4 @@
-"""The note's section 5: small and large initialisation; alignment first, then convergence.
+"""Small and large initialisation: alignment first, then convergence (section 5 of the note).
 
     python -m lightning_examples.initialisation
 

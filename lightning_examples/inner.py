@@ -1,4 +1,4 @@
-"""The note's section 3, "first few inner iterations": one proximal step seen from inside.
+"""One proximal step seen from inside (section 3 of the note, "first few inner iterations").
 
     python -m lightning_examples.inner
 

@@ -1,4 +1,4 @@
-"""The note's sections 6.1 and 11: more and more neurons, one limit, and whether it is optimal.
+"""More and more neurons, one limit, and whether it is optimal (sections 6.1 and 11 of the note).
 
     python -m lightning_examples.mean_field
 

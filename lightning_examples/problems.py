@@ -18,7 +18,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def sinus(n: int = 5) -> tuple[Tensor, Tensor]:
-    """Return x, y (n, 1) of the note's section 3: y = sin(10 x - pi/2) + .2 x - .5 on [-.5, .5]."""
+    """Return x, y (n, 1): y = sin(10 x - pi/2) + 0.2 x - 0.5 on [-0.5, 0.5]."""
     x = torch.linspace(-0.5, 0.5, n, dtype=torch.float64).unsqueeze(1)
     return x, torch.sin(10 * x - torch.pi / 2) + 0.2 * x - 0.5
 
@@ -42,7 +42,7 @@ def diabetes(train: int = 354, seed: int = 0) -> tuple[Batch, Batch]:
 
 
 def note_layer(m: int = 50, seed: int = 0, scale: float = 1e-2) -> MeanFieldLayer:
-    """Return the note's network: frozen signs, half of them +, output summed over m neurons."""
+    """Return the network for it: frozen signs, half of them +, output summed over m neurons."""
     return signed_layer(scale * np.random.default_rng(seed).standard_normal((m, 2)))
 
 
@@ -104,7 +104,7 @@ def activates(W: Tensor, x: Tensor) -> Tensor:
 
 
 def mean_squared_error(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The note's (30)."""
+    """Equation (30) of the note."""
     return F.mse_loss(model(x), y)
 
 

@@ -1,4 +1,4 @@
-"""The note's section 3: Wasserstein and Frobenius proximal descent, side by side.
+"""Wasserstein and Frobenius proximal descent, side by side (section 3 of the note).
 
     python -m lightning_examples.sinus
 

@@ -1,4 +1,4 @@
-"""The note's section 1: two points on a line, one of which has no gradient.
+"""Two points on a line, one of which has no gradient (section 1 of the note).
 
     python -m lightning_examples.two_points
 

@@ -1,4 +1,4 @@
-"""The note's section 10: both layers trained with weight decay, explicit against implicit steps.
+"""Both layers trained with weight decay, by explicit and implicit steps (section 10 of the note).
 
     python -m lightning_examples.weight_decay
 

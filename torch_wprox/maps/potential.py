@@ -76,7 +76,7 @@ class ConvexNetwork:
             generator: Chooses the directions and places at which the map can bend.
             dtype: Of theta.
             reach: About how far the map moves points of size 1: less than it will have to move
-                them. Kept between 1e-6 and .05.
+                them. Kept between 1e-6 and 0.05.
         """
         D, h, K = self.dim, self.width, self.depth
         weight = min(max(reach, _SHORTEST), _LONGEST) / (2 * h)

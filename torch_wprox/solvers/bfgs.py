@@ -201,7 +201,7 @@ def add_rank_two(
 def rank_two(
     sy: Numbers, yHy: Numbers, tau: float = 1.0, phi: float = 1.0
 ) -> tuple[Numbers, Numbers, Numbers]:
-    """Return the weights of s s^T, s Hy^T + Hy s^T and Hy Hy^T in :func:`self_scaled`.
+    """Return the weights of s s^T, s y^T H + H y s^T and H y y^T H in :func:`self_scaled`.
 
     Args:
         sy: <s, y>, of one pair or of every row of a batch (B,).
