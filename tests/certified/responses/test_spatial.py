@@ -13,7 +13,7 @@ from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from torch_wprox.certified.responses.arrangement import Arrangement
-from torch_wprox.certified.responses.spatial import farthest, near_groups
+from torch_wprox.certified.responses.spatial import farthest
 
 F64 = torch.float64
 
@@ -131,9 +131,3 @@ def test_nearly_parallel_samples_are_no_trouble(angle: float) -> None:
     _, found = farthest(Arrangement.of(moved), c, W)
     _, expected = farthest(Arrangement.of(X[:9]), merged[:9], W)
     torch.testing.assert_close(found, expected, rtol=10 * angle + 1e-12, atol=1e-12)
-
-
-def test_near_groups_are_a_partition() -> None:
-    groups = near_groups(normal(0, 101, 3), 8)
-    assert sorted(torch.cat(groups).tolist()) == list(range(101))
-    assert max(len(g) for g in groups) <= 8

@@ -24,12 +24,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from torch_wprox.certified.responses.ascent import ascended
 from torch_wprox.certified.responses.moment_bound import (
     MomentBound,
     Multipliers,
     Nodes,
     at_anchors,
 )
+from torch_wprox.certified.responses.near_groups import near_groups
+from torch_wprox.certified.responses.open_nodes import OpenNodes
 
 # Nodes solved together; fewer where one takes more memory.
 _BATCH, _NUMBERS_AT_ONCE = 64, 4_000_000
@@ -38,7 +41,6 @@ _ROOT = ((1e-1, 8), (1e-2, 6), (1e-3, 6))
 # .. and in children, which start from their parent's multipliers.
 _CHILD, _STEPS = 10.0, 5
 _LAST_BARRIER = 1e-2
-_ASCENT = 25
 # Weights smaller than this share of the largest are bounded by their size.
 _TINY = 1e-9
 # Particles whose radius is small beside the others' need no more absolute precision than these.
@@ -120,50 +122,6 @@ def proved_radii(
     )
 
 
-@dataclass(frozen=True)
-class _Open:
-    """Nodes that may still hold better directions.
-
-    Attributes:
-        group: The group of particles that it is for (B,).
-        sign: sigma (B, n).
-        multipliers: Of their bounds.
-        bounds: For every particle of the group, -inf for others, (B, m), in units of the scale.
-        branch: The sample to branch on (B,), -1 where none is left: then the node is only bounded
-            anew for another particle, and -2 where that no longer helps.
-    """
-
-    group: Tensor
-    sign: Tensor
-    multipliers: Multipliers
-    bounds: Tensor
-    branch: Tensor
-
-    def rows(self, index: Tensor) -> _Open:
-        return _Open(
-            self.group[index],
-            self.sign[index],
-            self.multipliers.rows(index),
-            self.bounds[index],
-            self.branch[index],
-        )
-
-    @staticmethod
-    def joined(parts: list[_Open]) -> _Open:
-        x = [p.multipliers for p in parts]
-        return _Open(
-            torch.cat([p.group for p in parts]),
-            torch.cat([p.sign for p in parts]),
-            Multipliers(
-                torch.cat([q.first for q in x]),
-                torch.cat([q.second for q in x]),
-                torch.cat([q.level for q in x]),
-            ),
-            torch.cat([p.bounds for p in parts]),
-            torch.cat([p.branch for p in parts]),
-        )
-
-
 class _Forest:
     """A tree for each group of particles. Radii are in units of the largest known at the start."""
 
@@ -184,12 +142,12 @@ class _Forest:
         self._bound = MomentBound(X, c / self._scale)
         self._anchors = anchors / self._scale
         near = _NEAR * max(best, 0.0) / self._scale
-        groups = near_groups(self._anchors[:particles], near)
+        groups = near_groups(self._anchors[:particles], reach=near)
         self._member = torch.zeros(len(groups), m, dtype=torch.bool, device=X.device)
         for g, members in enumerate(groups):
             self._member[g].view(-1, particles)[:, members] = True
         self._closed = X.new_full((m,), -math.inf)
-        self._open: list[_Open] = []
+        self._open: list[OpenNodes] = []
         self.count = 0
 
     def proved(self) -> Tensor:
@@ -205,7 +163,7 @@ class _Forest:
         for groups in torch.split(torch.arange(len(self._member), device=self._X.device), batch):
             self._root(groups, barrier, until)
         while self._open and time.monotonic() < until:
-            waiting = _Open.joined(self._open)
+            waiting = OpenNodes.joined(self._open)
             excess = (waiting.bounds - self._allowed(tolerance)).amax(1)
             live = (excess > 0).nonzero()[:, 0]
             self._close(waiting.bounds[excess <= 0])
@@ -243,7 +201,7 @@ class _Forest:
         self.count += len(groups)
         self._add(groups, nodes, x, last, self._bounds(groups, nodes, x))
 
-    def _branch(self, parents: _Open, barrier: float, tolerance: float) -> None:
+    def _branch(self, parents: OpenNodes, barrier: float, tolerance: float) -> None:
         """Bound both children of every parent."""
         size = len(parents.branch)
         rows = torch.arange(2 * size, device=parents.branch.device)
@@ -256,7 +214,7 @@ class _Forest:
         group, bounds = parents.group.repeat(2), parents.bounds.repeat(2, 1)
         self._solve(group, sign, x, bounds, barrier, tolerance)
 
-    def _again(self, nodes: _Open, barrier: float, tolerance: float) -> None:
+    def _again(self, nodes: OpenNodes, barrier: float, tolerance: float) -> None:
         """Bound nodes anew for the particle that exceeds by most."""
         critical = (nodes.bounds - self._allowed(tolerance)).argmax(1, keepdim=True)
         before = nodes.bounds.gather(1, critical)
@@ -278,7 +236,7 @@ class _Forest:
         barrier: float,
         tolerance: float,
         steps: int = _STEPS,
-    ) -> tuple[Tensor, _Open] | None:
+    ) -> tuple[Tensor, OpenNodes] | None:
         """Bound nodes for the particles that exceed by most; keep those open that need it.
 
         Returns:
@@ -315,7 +273,7 @@ class _Forest:
         loose = torch.where((nodes.sign == 0) & (self._c > 0), loose, -torch.inf)
         slack, branch = loose.max(1)
         branch = torch.where(slack.isfinite(), branch, -1)
-        self._open.append(_Open(group, nodes.sign, x, bounds, branch))
+        self._open.append(OpenNodes(group, nodes.sign, x, bounds, branch))
         good = u.isfinite().all(1)
         self._learn(u[good], self._scale * nodes.anchor[good])
 
@@ -343,43 +301,9 @@ class _Forest:
         some = length[:, 0] > 0
         if not bool(some.any()):
             return
-        u = _ascended(self._X, self._c, anchor[some], (u / length)[some])
+        u = ascended(self._X, self._c, anchor[some], (u / length)[some])
         values = self._W @ u.T + (u @ self._X.T).clamp_min(0.0) @ self._c
         best, which = values.max(1)
         better = best > self.reached
         self.reached = torch.where(better, best, self.reached)
         self.directions = torch.where(better.unsqueeze(1), u[which], self.directions)
-
-
-def near_groups(points: Tensor, reach: float) -> list[Tensor]:
-    """Split points (m, D) into groups (indices) that lie within ``reach`` of their mean."""
-    waiting, done = [torch.arange(len(points), device=points.device)], []
-    while waiting:
-        group = waiting.pop()
-        x = points[group]
-        if len(group) == 1 or float((x - x.mean(0)).norm(dim=1).max()) <= reach:
-            done.append(group)
-            continue
-        order = x[:, int((x.amax(0) - x.amin(0)).argmax())].argsort()
-        half = len(group) // 2
-        waiting += [group[order[:half]], group[order[half:]]]
-    return done
-
-
-def _ascended(X: Tensor, c: Tensor, w: Tensor, u: Tensor) -> Tensor:
-    """Return directions (S, D) with larger <w, u> + <c, relu(X u)>: ascent, the better is kept."""
-
-    def value(u: Tensor) -> Tensor:
-        return (w * u).sum(1) + (u @ X.T).clamp_min(0.0) @ c
-
-    best, step = value(u), u.new_full((len(u),), 0.3)
-    for _ in range(_ASCENT):
-        g = w + ((u @ X.T > 0) * c) @ X
-        trial = u + (step / g.norm(dim=1).clamp_min(1e-300)).unsqueeze(1) * g
-        trial = trial / trial.norm(dim=1, keepdim=True).clamp_min(1e-300)
-        found = value(trial)
-        better = found > best
-        u = torch.where(better.unsqueeze(1), trial, u)
-        best = torch.where(better, found, best)
-        step = step * torch.where(better, 1.3, 0.4)
-    return u

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from torch_wprox.certified.problem.particle_problem import Answer, ParticleProblem
 from torch_wprox.certified.responses.arrangement import Arrangement
+from torch_wprox.certified.responses.near_groups import near_groups
 
 # Numbers held in memory at a time.
 _NUMBERS_AT_ONCE = 2_000_000
@@ -182,7 +183,7 @@ def farthest(space: Arrangement, weights: Tensor, anchors: Tensor) -> tuple[Tens
     """
     everything = _Candidates.of(space, weights)
     u, radius = torch.empty_like(anchors), anchors.new_empty(len(anchors))
-    for group in near_groups(anchors, _TOGETHER):
+    for group in near_groups(anchors, size=_TOGETHER):
         W = anchors[group]
         centre = W.mean(0)
         table = everything.near(centre, float((W - centre).norm(dim=1).max()))
@@ -200,19 +201,3 @@ def farthest(space: Arrangement, weights: Tensor, anchors: Tensor) -> tuple[Tens
                     value[i], found[i] = r[top], inner[top]
             u[rows], radius[rows] = found, value
     return u, radius
-
-
-def near_groups(points: Tensor, size: int) -> list[Tensor]:
-    """Split points (m, D) into groups (indices) of at most ``size`` that lie near each other."""
-    waiting, done = [torch.arange(len(points), device=points.device)], []
-    while waiting:
-        group = waiting.pop()
-        if len(group) <= size:
-            done.append(group)
-            continue
-        x = points[group]
-        widest = int((x.amax(0) - x.amin(0)).argmax())
-        order = x[:, widest].argsort()
-        half = len(group) // 2
-        waiting += [group[order[:half]], group[order[half:]]]
-    return done
