@@ -128,7 +128,7 @@ _DOT_UP_TO = 10_000
 def squared_norm(flat: Tensor) -> Tensor:
     """Return the sum of squares of a vector (N,), 0-d."""
     # `dot` is one fast call, but adds up naively: float32 loses digits in millions of terms.
-    return torch.dot(flat, flat) if len(flat) <= _DOT_UP_TO else flat.square().sum()
+    return torch.dot(flat, flat) if flat.numel() <= _DOT_UP_TO else flat.square().sum()
 
 
 def mean_squared(V: Tensor, T: Tensor) -> DistanceValue:

@@ -54,9 +54,12 @@ class FlatQuadratic:
         self._flat = anchor
         self._targets = [anchor[term.rows].view(term.m, term.D) for term in terms]
         self._owns = False
+        self._is_one = len(terms) == 1
 
-    def added(self, grad: Tensor, x: Tensor, *, settled: bool) -> tuple[Tensor, Tensor]:
-        """Return the quadratic at ``x`` (N,), 0-d, and its gradient there plus ``grad``, (N,).
+    def added(self, grad: Tensor, x: Tensor, *, settled: bool) -> tuple[float, Tensor, Tensor]:
+        """Return the quadratic at ``x`` (N,), and its gradient there plus ``grad``, (N,).
+
+        The quadratic is the product of a number and a 0-d tensor, not yet multiplied.
 
         Args:
             grad: What the gradient is added to, (N,).
@@ -64,21 +67,21 @@ class FlatQuadratic:
             settled: Whether targets are those of optimal assignments, held ones being too long.
         """
         for k, term in enumerate(self._terms):
-            V = x if len(x) == term.m * term.D else x[term.rows]
+            V = x if self._is_one else x[term.rows]
             target = term.distance.target(V.view(term.m, term.D), settled=settled)
             if target is not self._targets[k]:
                 self._put(k, target)
         difference = x - self._flat
         if isinstance(self._kappa, float):
             total = torch.add(grad, difference, alpha=self._kappa)
-            return (0.5 * self._kappa) * squared_norm(difference), total
+            return 0.5 * self._kappa, squared_norm(difference), total
         pull = self._kappa * difference
-        return 0.5 * (pull * difference).sum(), grad + pull
+        return 0.5, (pull * difference).sum(), grad + pull
 
     def _put(self, k: int, target: Tensor) -> None:
         """Put a new target in the place of the last one."""
         self._targets[k] = target
-        if len(self._terms) == 1:
+        if self._is_one:
             self._flat = target.reshape(-1)
             return
         if not self._owns:

@@ -72,7 +72,7 @@ class Objective:
         self._rounding = 8 * torch.finfo(anchor.dtype).eps
         self._projects = not all(block.moves_freely for block in blocks)
         self._terms = Terms(blocks, anchor, agree)
-        self.start = self.begin = self._terms.assess(anchor, anchor, loss, grad)
+        self.start = self.begin = self._terms.at_anchor(anchor, loss, grad)
         self.best = self.start
         self._lowest = self.start.value
         self.last: Evaluation | None = self.start

@@ -31,6 +31,13 @@ class Terms:
         self._quadratic = None if charted else _quadratic_of(blocks, anchor)
         self._decays = any(block.weight_decay for block in blocks)
 
+    def at_anchor(self, anchor: Tensor, loss: Tensor, grad: Tensor) -> Evaluation:
+        """Return P = F at the anchor, where quadratic distances and their gradients are 0."""
+        if self._quadratic is None or self._decays:
+            return self.assess(anchor, anchor, loss, grad)
+        residual, value = self._numbers(grad, loss)
+        return Evaluation(anchor, _comparable(value, residual), grad, value, grad, residual)
+
     def assess(
         self,
         v: Tensor,
@@ -42,11 +49,12 @@ class Terms:
         monotone: bool = False,
     ) -> Evaluation:
         """Add decay and distances to the closure's loss and gradient at ``x = project(v)``."""
-        # (weight, 0-d tensor): F is the sum of the first kind, P of both.
         if self._quadratic is not None and not self._decays and not monotone:
-            d_value, full_grad = self._quadratic.added(grad, x, settled=settled)
-            residual, total, value = self._numbers(full_grad, [(1.0, loss)], [(1.0, d_value)])
+            weight, squares, full_grad = self._quadratic.added(grad, x, settled=settled)
+            residual, total, distance = self._numbers(full_grad, loss, squares)
+            value = _comparable(total + weight * distance, residual)
             return Evaluation(v, value, full_grad, total, grad, residual)
+        # (weight, 0-d tensor): F is the sum of the first kind, P of both.
         loss_terms, distance_terms = [(1.0, loss)], []
         loss_parts, grad_parts = [], []
         for b in self._blocks:
@@ -66,35 +74,33 @@ class Terms:
             loss_parts.append(g.reshape(-1))
             grad_parts.append(p.reshape(-1))
         loss_grad, full_grad = joined(loss_parts), joined(grad_parts)
-        residual, total, value = self._numbers(full_grad, loss_terms, distance_terms)
+        terms = loss_terms + distance_terms
+        residual, *numbers = self._numbers(full_grad, *(t for _, t in terms))
+        products = [weight * n for (weight, _), n in zip(terms, numbers, strict=True)]
+        total = sum(products[: len(loss_terms)])
+        value = _comparable(total + sum(products[len(loss_terms) :]), residual)
         return Evaluation(v, value, full_grad, total, loss_grad, residual, monotone)
 
-    def _numbers(
-        self,
-        grad: Tensor,
-        loss_terms: list[tuple[float, Tensor]],
-        distance_terms: list[tuple[float, Tensor]],
-    ) -> tuple[float, float, float]:
-        """Return |grad P|, F and P, with one device synchronisation for all of them."""
-        terms = loss_terms + distance_terms
-        tensors = [torch.linalg.vector_norm(grad), *(t for _, t in terms)]
+    def _numbers(self, grad: Tensor, *terms: Tensor) -> list[float]:
+        """Return |grad| and the 0-d ``terms``, with one device synchronisation for all of them."""
+        norm = torch.linalg.vector_norm(grad)
         if grad.device.type == "cpu":  # reading one by one is cheaper than gathering
-            residual, *numbers = [t.item() for t in tensors]
+            numbers = [norm.item(), *[t.item() for t in terms]]
         else:
-            residual, *numbers = torch.stack([t.double() for t in tensors]).tolist()
+            gathered = [t.to(grad.device, torch.float64) for t in (norm, *terms)]
+            numbers = torch.stack(gathered).tolist()
         if self._agree is not alone:
             # Equal inputs give equal numbers on equal hardware only; one bit may end the loop of
             # one rank and leave the others waiting for it.
-            local = torch.tensor([residual, *numbers], dtype=torch.float64)
-            residual, *numbers = self._agree(local).tolist()
-        if not self._least_norm < residual < math.inf:
-            residual = scaled_norm(grad)
-        products = [weight * n for (weight, _), n in zip(terms, numbers, strict=True)]
-        loss = sum(products[: len(loss_terms)])
-        value = loss + sum(products[len(loss_terms) :])
-        if not (math.isfinite(value) and math.isfinite(residual)):
-            value = math.inf
-        return residual, loss, value
+            numbers = self._agree(torch.tensor(numbers, dtype=torch.float64)).tolist()
+        if not self._least_norm < numbers[0] < math.inf:
+            numbers[0] = scaled_norm(grad)
+        return numbers
+
+
+def _comparable(value: float, residual: float) -> float:
+    """Return ``value``, infinity where it or the residual is not finite."""
+    return value if math.isfinite(value) and math.isfinite(residual) else math.inf
 
 
 def _quadratic_of(blocks: tuple[Block, ...], anchor: Tensor) -> FlatQuadratic | None:

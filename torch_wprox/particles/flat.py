@@ -38,10 +38,13 @@ class FlatParameters:
 
     def read_grad(self, x: Tensor) -> Tensor:
         """Return the gradient (N,) that the closure left, like ``x`` (N,)."""
-        return joined([view.read_grad().to(x).reshape(-1) for view in self.views])
+        return joined([_like(view.read_grad(), x).reshape(-1) for view in self.views])
 
     def parts(self, x: Tensor) -> list[tuple[View, Tensor]]:
         """Return every view with its (m, D) block of ``x`` (N,)."""
+        if len(self.views) == 1:
+            [view] = self.views
+            return [(view, x.view(view.m, view.D))]
         return [
             (view, x[start : start + view.m * view.D].view(view.m, view.D))
             for view, start in zip(self.views, self.starts, strict=True)
@@ -72,6 +75,12 @@ class FlatLoss:
     def is_current(self) -> bool:
         """Whether the closure has not run elsewhere since the last call, or since the start."""
         return self._runs == self.runner.runs
+
+
+def _like(t: Tensor, x: Tensor) -> Tensor:
+    """Return ``t`` with the type and device of ``x``."""
+    # Where nothing is to be done, two comparisons cost less than a call of `to`.
+    return t if t.dtype == x.dtype and t.device == x.device else t.to(x)
 
 
 def joined(parts: list[Tensor]) -> Tensor:

@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from torch_wprox.closure.guards import callers_level
-from torch_wprox.layers.mean_field import live_layers
+from torch_wprox.layers.mean_field import MeanFieldLayer, live_layers
 from torch_wprox.particles.groups import particle_groups
 from torch_wprox.particles.views import CloudView, CurvedView, PairView, PlainView, View, as_real
 
@@ -257,21 +258,49 @@ def _layer_views(params: Sequence[nn.Parameter], classes: Classes) -> list[View]
         if layer is None or p is not layer.particles:
             views.append(PlainView(p))
         elif layer.form.is_flat:
-            frozen = None
-            if layer.alpha is not None and layer.output_index is not None:
-                if not bool(layer.alpha.isfinite().all()):
-                    raise ValueError(
-                        "layer.alpha, the frozen output weights, must be finite, got NaN or "
-                        "infinity in it: assign others"
-                    )
-                output = layer.output_index.to(layer.alpha.dtype)
-                frozen = torch.stack([torch.sign(layer.alpha), output], dim=1)
-            views.append(CloudView(p, labels_of(classes, p, frozen)))
+            labels = _signs_of_layer(layer)
+            views.append(
+                CloudView(p, labels if isinstance(classes, str) else labels_of(classes, p))
+            )
         else:
             curved = CurvedView(layer)
             curved.classes = labels_of(classes, p)
             views.append(curved)
     return views
+
+
+# Frozen output weights of a layer, the outputs that they feed, and the labels that follow: the same
+# from step to step, which a comparison tells in less time than it takes to find labels.
+_LABELS: WeakKeyDictionary[MeanFieldLayer, tuple[Tensor, Tensor, Tensor | None]] = (
+    WeakKeyDictionary()
+)
+
+
+def _signs_of_layer(layer: MeanFieldLayer) -> Tensor | None:
+    """Return labels (m,) of the neurons' output and sign; None if equal, or if these train.
+
+    Raises:
+        ValueError: An output weight is not finite.
+    """
+    alpha, index = layer.alpha, layer.output_index
+    if alpha is None or index is None:
+        return None
+    alpha = alpha.detach()
+    known = _LABELS.get(layer)
+    if known is not None and _is_same(known[0], alpha) and _is_same(known[1], index):
+        return known[2]
+    if not bool(alpha.isfinite().all()):
+        raise ValueError(
+            "layer.alpha, the frozen output weights, must be finite, got NaN or infinity in it: "
+            "assign others"
+        )
+    labels = labels_of(torch.sign(alpha).long() + 3 * index, layer.particles)
+    _LABELS[layer] = (alpha.clone(), index.clone(), labels)
+    return labels
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    return a.device == b.device and a.dtype == b.dtype and torch.equal(a, b)
 
 
 def labels_of(classes: Classes, particles: Tensor, frozen: Tensor | None = None) -> Tensor | None:

@@ -204,7 +204,7 @@ def _fresh(p: Tensor, shape: tuple[int, int]) -> Tensor:
 
 def _write(p: Tensor, V: Tensor) -> None:
     target = as_real(p.detach())
-    target.copy_(V.detach().reshape(target.shape))
+    target.copy_(V if V.shape == target.shape else V.reshape(target.shape))
 
 
 def _grad(p: Tensor) -> Tensor:
@@ -216,4 +216,5 @@ def _grad(p: Tensor) -> Tensor:
             f"a parameter of shape {tuple(p.shape)} has a sparse gradient, which proximal steps do "
             "not support: make the embedding with sparse=False"
         )
-    return as_real(p.grad.detach()).to(compute_dtype(p))
+    grad = as_real(p.grad.detach())
+    return grad if grad.dtype == compute_dtype(p) else grad.to(compute_dtype(p))

@@ -9,16 +9,16 @@ CPU, whatever the parameters are.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from torch_wprox.distances.clouds import class_rows, on_cpu
-from torch_wprox.distances.emd.exchangeable import Exchangeable, Held, Solved
+from torch_wprox.distances.clouds import Integers, class_rows, on_cpu
+from torch_wprox.distances.emd.exchangeable import Held
+from torch_wprox.distances.emd.small import SMALL, Pack, SmallClasses, packs_of, size_of
 from torch_wprox.report import TransportCounts
-
-# A class of this many particles is solved in the time of a few tensor operations.
-_SMALL = 64
 
 
 class Assignment:
@@ -40,10 +40,11 @@ class Assignment:
     def __init__(self, W: Tensor, classes: Tensor | None) -> None:
         points = on_cpu(W)
         self.sigma = torch.arange(len(points))
-        self._parts: list[Exchangeable] = []
-        for rows in class_rows(classes, len(points)):
-            size = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-            self._parts.append((Solved if size <= _SMALL else Held)(points, rows))
+        packs, large = _parts_of(classes, len(points))
+        self._parts: list[Held | SmallClasses] = [
+            *(SmallClasses(points, pack) for pack in packs),
+            *(Held(points, rows) for rows in large),
+        ]
 
     @property
     def is_proved(self) -> bool:
@@ -76,12 +77,38 @@ class Assignment:
         points = on_cpu(V)
         return all(part.proves_identity(points) for part in self._parts)
 
-    def _with(self, changed: list[Exchangeable]) -> Tensor:
+    def _with(self, changed: list[Held | SmallClasses]) -> Tensor:
         """Put the new assignments of classes into sigma."""
-        if changed:
-            indices = self.sigma.numpy().copy()
-            every = np.arange(len(indices))
-            for part in changed:
-                indices[part.rows] = every[part.rows][part.sigma]
-            self.sigma = torch.from_numpy(indices)
+        if not changed:
+            return self.sigma
+        if isinstance(changed[0], SmallClasses) and changed[0].is_whole:
+            self.sigma = torch.from_numpy(changed[0].sigma)
+            return self.sigma
+        indices = self.sigma.numpy().copy()
+        every = np.arange(len(indices))
+        for part in changed:
+            indices[part.rows] = every[part.rows][part.sigma]
+        self.sigma = torch.from_numpy(indices)
         return self.sigma
+
+
+# Up to this many labels the same ones are recognised from step to step.
+_KNOWN_UP_TO = 20_000
+
+_Parts = tuple[list[Pack], list[slice | Integers]]
+
+
+def _parts_of(classes: Tensor | None, m: int) -> _Parts:
+    """Return small classes in packs, and the rows of each large one."""
+    if classes is None:
+        return _divided(None, m)
+    labels = classes.detach().to("cpu", torch.int64).numpy().tobytes()
+    return _divided(labels, m) if m <= _KNOWN_UP_TO else _divided.__wrapped__(labels, m)
+
+
+@lru_cache(maxsize=16)
+def _divided(labels: bytes | None, m: int) -> _Parts:
+    classes = None if labels is None else torch.frombuffer(bytearray(labels), dtype=torch.int64)
+    members = class_rows(classes, m) if m else []
+    small = [rows for rows in members if size_of(rows) <= SMALL]
+    return packs_of(small, m), [rows for rows in members if size_of(rows) > SMALL]

@@ -1,27 +1,26 @@
-"""The assignment inside one class of exchangeable particles, followed as they move.
+"""The assignment inside one large class of exchangeable particles, followed as they move.
 
 A translation of V changes no assignment, so V is centred first.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from torch_wprox.distances.clouds import Floats, Integers, centred
 from torch_wprox.distances.emd.proof import (
     Anchor,
     Proof,
+    identity_is_tied,
     initial_prices,
     initial_proof,
+    is_proved_at_identity,
     proved,
-    tolerance,
     unproved,
 )
 from torch_wprox.distances.emd.refine import refined
@@ -41,8 +40,12 @@ _LINES, _LINES_AT_END = 8, 64
 _IDLE = 0.05
 
 
-class Exchangeable(ABC):
-    """A class of particles, any of which may take any anchor of the class.
+class Held:
+    """A large class: held at trial points, proved or solved at the end of a step.
+
+    A held assignment is renewed after a number of evaluations: solved up to 128 particles and
+    where there are more than three coordinates, else refined by exchanges, which is a hundred times
+    cheaper.
 
     Args:
         points: The anchors of the whole cloud, float64 on the CPU.
@@ -59,111 +62,9 @@ class Exchangeable(ABC):
         self.is_proved = True
         self._index = rows if isinstance(rows, slice) else torch.from_numpy(rows)
         self._points = points[self._index]
-        self._identity: Integers = np.arange(len(self._points))
-        self.sigma = self._identity
-
-    @cached_property
-    def _anchor(self) -> Anchor:
-        return Anchor(self._points.numpy())
-
-    @property
-    @abstractmethod
-    def counts(self) -> TransportCounts:
-        """How the assignments were found."""
-
-    def holds(self) -> bool:
-        """Return whether the assignment is kept at the next trial point, unseen."""
-        return False
-
-    @abstractmethod
-    def trial(self, points: Tensor) -> bool:
-        """Assign a cloud V that a solver tries; return whether the assignment changed."""
-
-    @abstractmethod
-    def settle(self, points: Tensor) -> bool:
-        """Assign a cloud V optimally; return whether the assignment changed."""
-
-    def proves_identity(self, points: Tensor) -> bool:
-        """Return whether the first prices prove the identity optimal for a cloud V."""
-        V = self._centred(points)
-        if not np.isfinite(V).all():
-            return False
-        proof = initial_proof(self._anchor, self._identity)
-        return proved(self._anchor, proof, V) is not None
-
-    def _centred(self, points: Tensor) -> Floats:
-        """Return the class's particles in a cloud V, less their mean, (m, D)."""
-        return centred(points[self._index].numpy())
-
-    def _take(self, found: Integers, V: Floats) -> bool:
-        """Put ``found`` in force, or the identity where it is as good; return if that changed."""
-        before = self.sigma
-        gain = (V * (self._anchor.W[found] - self._anchor.W)).sum()
-        is_tied = gain <= len(V) * tolerance(self._anchor, V)
-        self.sigma = self._identity if is_tied else found
-        return self.sigma is not before
-
-
-class Solved(Exchangeable):
-    """A small class: solved at every point.
-
-    The cost p_j - <V_i, W_j> with p = |W|^2/2 has its row minima on the diagonal while particles
-    are near their anchors; scipy finds the assignment in O(m^2) then. In a step of a small network
-    every call counts, so there are five, by torch, whose code the closure uses, too.
-    """
-
-    def __init__(self, points: Tensor, rows: slice | Integers) -> None:
-        super().__init__(points, rows)
-        # V is centred by the anchors' mean: its own would only add a price.
-        self._centre = self._points.mean(0)
-        W = self._points - self._centre
-        self._columns, self._prices = W.T, 0.5 * W.square().sum(1)
-        self._bytes = self.sigma.tobytes()
-        self._times = 0
-
-    @property
-    def counts(self) -> TransportCounts:
-        """How often the class was solved."""
-        return TransportCounts(solved=self._times)
-
-    def trial(self, points: Tensor) -> bool:
-        """Solve for a cloud V; return whether the assignment changed."""
-        V = points[self._index] - self._centre
-        try:
-            R = torch.addmm(self._prices, V, self._columns, alpha=-1.0)
-            found: Integers = linear_sum_assignment(R.numpy())[1]
-        except ValueError:  # a NaN or an infinity
-            self.is_proved = False
-            return False
-        self._times += 1
-        self.is_proved = True
-        bytes_ = found.tobytes()
-        if bytes_ == self._bytes:
-            return False
-        self.sigma, self._bytes = found, bytes_
-        return True
-
-    def settle(self, points: Tensor) -> bool:
-        """Solve for a cloud V, and keep the identity where it is as good."""
-        before = self.sigma
-        self.trial(points)
-        if self.is_proved:
-            self._take(self.sigma, self._centred(points))
-            self._bytes = self.sigma.tobytes()
-        return self.sigma is not before
-
-
-class Held(Exchangeable):
-    """A large class: held at trial points, proved or solved at the end of a step.
-
-    A held assignment is renewed after a number of evaluations: solved up to 128 particles and
-    where there are more than three coordinates, else refined by exchanges, which is a hundred times
-    cheaper.
-    """
-
-    def __init__(self, points: Tensor, rows: slice | Integers) -> None:
-        super().__init__(points, rows)
         m, D = self._points.shape
+        self._identity: Integers = np.arange(m)
+        self.sigma = self._identity
         self._is_exact = m <= LARGEST_EXACT
         self._has_proofs = m > _SOLVED
         self._is_refined = self._has_proofs and (D <= _REFINED_COORDINATES or not self._is_exact)
@@ -173,6 +74,10 @@ class Held(Exchangeable):
         self._proof: Proof | None = None
         self._settled_at: Floats | None = None
         self._counts = TransportCounts()
+
+    @cached_property
+    def _anchor(self) -> Anchor:
+        return Anchor(self._points.numpy())
 
     @property
     def counts(self) -> TransportCounts:
@@ -219,6 +124,20 @@ class Held(Exchangeable):
             self.is_proved = self.sigma is self._identity and self.proves_identity(points)
         self._settled_at = V
         return changed
+
+    def proves_identity(self, points: Tensor) -> bool:
+        """Return whether the first prices prove the identity optimal for a cloud V."""
+        return is_proved_at_identity(self._anchor, self._centred(points))
+
+    def _centred(self, points: Tensor) -> Floats:
+        """Return the class's particles in a cloud V, less their mean, (m, D)."""
+        return centred(points[self._index].numpy())
+
+    def _take(self, found: Integers, V: Floats) -> bool:
+        """Put ``found`` in force, or the identity where it is as good; return if that changed."""
+        before = self.sigma
+        self.sigma = self._identity if identity_is_tied(self._anchor, V, found) else found
+        return self.sigma is not before
 
     def _solve(self, V: Floats, *, prove: bool) -> bool:
         """Prove the assignment in force optimal for V (m, D), else solve for one that is."""

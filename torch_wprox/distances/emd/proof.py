@@ -148,6 +148,20 @@ def tolerance(anchor: Anchor, V: Floats) -> float:
     return 32 * float(np.finfo(np.float64).eps) * (reach * anchor.scale + anchor.scale**2)
 
 
+def identity_is_tied(anchor: Anchor, V: Floats, sigma: Integers) -> bool:
+    """Return whether the identity costs no more than ``sigma`` at V (m, D), up to rounding."""
+    gain = (V * (anchor.W[sigma] - anchor.W)).sum()
+    return bool(gain <= len(V) * tolerance(anchor, V))
+
+
+def is_proved_at_identity(anchor: Anchor, V: Floats) -> bool:
+    """Return whether the prices |W|^2/2 prove the identity optimal for V (m, D), centred."""
+    if not np.isfinite(V).all():
+        return False
+    proof = initial_proof(anchor, np.arange(len(V)))
+    return proved(anchor, proof, V) is not None
+
+
 def recheck(anchor: Anchor, proof: Proof, V: Floats, rows: Integers) -> Proof | None:
     """Check rows against all anchors; return the proof with their new balls, None if one fails.
 
