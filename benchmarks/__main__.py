@@ -24,6 +24,7 @@ NAMES = (
     "front_page",
     "grid_jko",
     "scale",
+    "maps",
     "compiled",
 )
 

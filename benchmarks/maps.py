@@ -1,6 +1,7 @@
 """Convex maps: flows of Gaussians beside closed forms, and steps of networks beside other solvers.
 
-    python -m benchmarks.maps                 # all three tables, about 20 minutes
+    python -m benchmarks.maps                 # all three tables, about seven minutes
+    python -m benchmarks.maps --full          # every D, and a million particles: about 20 minutes
     python -m benchmarks.maps --fast          # seconds
     python -m benchmarks.maps --only large    # one of gaussian, small, large
 
@@ -142,7 +143,8 @@ def gaussian(fast: bool, args: argparse.Namespace) -> list[dict[str, Any]]:
     names += ["paper: networks", "paper: Euler-Maruyama 50 000"]
     table = Table(names, args, part="gaussian")
     rows = []
-    for D in (2,) if fast else (2, 4, 6, 8, 10, 12):
+    some = (2, 4, 6, 8, 10, 12) if args.full else (2, 6, 12)
+    for D in (2,) if fast else some:
         process = Process.random(D, seed=D)
         cells: list[Any] = [D]
         row: dict[str, Any] = {"D": D}
@@ -284,7 +286,8 @@ def large(fast: bool, args: argparse.Namespace) -> list[dict[str, Any]]:
     names = ["m", "solver", "evaluations", "F", "P", "CPU s", "GiB added"]
     table = Table(names, args, part="large", labels=2)
     rows = []
-    for m in (2000,) if fast else (100_000, 1_000_000):
+    some = (100_000, 1_000_000) if args.full else (100_000,)
+    for m in (2000,) if fast else some:
         for name in ("L-BFGS, Frobenius", "L-BFGS, sliced", "map, depth 1", "map"):
             # An evaluation of sliced distances takes 13 s at a million particles.
             slow = m == 1_000_000 and name == "L-BFGS, sliced"
@@ -307,6 +310,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--fast", action="store_true", help="small cases only")
+    parser.add_argument("--full", action="store_true", help="every D, and a million particles")
     parser.add_argument("--only", choices=TABLES, help="one of the tables")
     add_arguments(parser)
     args = parser.parse_args(argv)

@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
 from lightning_examples import experiment, output
-from torch_wprox import MapFlow, StepReport, plotting
+from lightning_examples.flowing import Flowing, Window, kl, log_normal, normal
+from torch_wprox import MapFlow, plotting
 from torch_wprox.maps import Entropy, Potential
 
-TEMPERATURE, SIDE, CELLS = 0.25, 3.6, 90
+TEMPERATURE, WINDOW = 0.25, Window(side=3.6, cells=90)
 ANGLES = torch.arange(5, dtype=torch.float64) * (2 * math.pi / 5) + math.pi / 2
 WELLS = 2.2 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1)
 DEPTHS = torch.tensor([1.0, 0.6, 0.3, 0.3, 0.6], dtype=torch.float64)
@@ -34,21 +33,6 @@ DEPTHS = torch.tensor([1.0, 0.6, 0.3, 0.3, 0.6], dtype=torch.float64)
 def potential(x: Tensor) -> Tensor:
     near = -(x[:, None] - WELLS).square().sum(2) / (2 * 0.55**2) + DEPTHS
     return -near.logsumexp(1) / 4 + 0.05 * x.square().sum(1)
-
-
-def normal(m: int, seed: int = 0) -> Tensor:
-    u = torch.quasirandom.SobolEngine(2, scramble=True, seed=seed).draw(m, dtype=torch.float64)
-    return math.sqrt(2) * torch.erfinv(2 * u.clamp(1e-9, 1 - 1e-9) - 1)
-
-
-def log_normal(x: Tensor) -> Tensor:
-    return -x.square().sum(1) / 2 - math.log(2 * math.pi)
-
-
-def cells() -> tuple[Tensor, float]:
-    axis = torch.linspace(-SIDE, SIDE, CELLS + 1, dtype=torch.float64)
-    middles = (axis[1:] + axis[:-1]) / 2
-    return torch.cartesian_prod(middles, middles), (2 * SIDE / CELLS) ** 2
 
 
 def langevin(x: Tensor, t: float, seed: int, dt: float = 2e-3) -> Tensor:
@@ -61,36 +45,6 @@ def langevin(x: Tensor, t: float, seed: int, dt: float = 2e-3) -> Tensor:
     return x
 
 
-# %% The flow as a Lightning module: a batch is a step, a checkpoint holds the maps
-class Flowing(pl.LightningModule):
-    def __init__(self, flow: MapFlow, folder: Path) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.flow, self.folder = flow, folder
-        self.reports: list[StepReport] = []
-
-    def configure_optimizers(self) -> list[Any]:
-        return []
-
-    def training_step(self, batch: Any, index: int) -> None:
-        self.reports.append(self.flow.step())
-        self.log("free energy", self.reports[-1].loss_after, prog_bar=True)
-        if (index + 1) % 10 == 0:
-            file = self.folder / f"step{index + 1}.ckpt"
-            self.trainer.save_checkpoint(file, weights_only=False)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["flow"] = self.flow.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.flow.load_state_dict(checkpoint["flow"])
-
-
-def kl(p: Tensor, q: Tensor) -> float:
-    """Return KL(p, q) of two tables of masses."""
-    return float((p * (p.clamp_min(1e-300) / q.clamp_min(1e-12)).log()).sum())
-
-
 # %% The run
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     how = {"m": 4096, "steps": 30, "gamma": 0.1, "max_eval": 60}
@@ -99,22 +53,21 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     args = parser.parse_args(argv)
     if args.fast:
         args.m, args.steps, args.max_eval, args.particles = 300, 10, 8, 5000
-    energies = [Potential(potential), Entropy(TEMPERATURE)]
+    energies: list[Any] = [Potential(potential), Entropy(TEMPERATURE)]
     options = {"max_eval": args.max_eval, "log_density": log_normal}
     flow = MapFlow(normal(args.m), energies, args.gamma, **options)
-    module = Flowing(flow, args.out / "checkpoints")
+    module = Flowing(flow, args.out / "checkpoints", "free energy")
     run = experiment.trainer(max_epochs=1, callbacks=[], progress=not args.no_progress)
     experiment.fit(run, module, experiment.FullBatch((flow.points, flow.points), args.steps))
 
-    grid, area = cells()
+    grid, area = WINDOW.middles(), WINDOW.area
     end = torch.exp(-potential(grid) / TEMPERATURE)
     end /= end.sum()
     shown = [round(args.steps * share) for share in (0, 0.1, 0.3, 1)]
     x, before, pictures = torch.randn(args.particles, 2, dtype=torch.float64), 0, {}
     for step in shown:
         x, before = langevin(x, (step - before) * args.gamma, seed=step), step
-        box = torch.histogramdd(x.detach(), [CELLS, CELLS], range=[-SIDE, SIDE] * 2).hist
-        pictures[step] = (flow.log_density(grid, step).exp() * area, box.flatten() / len(x))
+        pictures[step] = (flow.log_density(grid, step).exp() * area, WINDOW.counted(x.detach()))
     rows = [
         {"step": s, "time": s * args.gamma, "KL to the end, maps": kl(maps, end)}
         | {
@@ -129,23 +82,15 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         top = float(end.max())
         for column, (step, pair) in enumerate(pictures.items()):
             for ax, masses in zip(axes[:, column], pair, strict=True):
-                draw(ax, masses, top)
+                WINDOW.draw(ax, masses, top)
             axes[0, column].set_title(f"t = {step * args.gamma:g}")
         for ax in axes[:, 4]:
-            draw(ax, end, top)
+            WINDOW.draw(ax, end, top)
         axes[0, 4].set_title(r"$t \to \infty$")
         axes[0, 0].set_ylabel("convex maps")
         axes[1, 0].set_ylabel("Langevin particles")
         output.save(axes[0, 0], args.out / "fokker_planck.png", size=(12, 5.2))
     return rows
-
-
-def draw(ax: Any, masses: Tensor, top: float) -> None:
-    picture = masses.view(CELLS, CELLS).t().sqrt().numpy()
-    ax.imshow(
-        picture, origin="lower", extent=2 * (-SIDE, SIDE), cmap="magma", vmin=0, vmax=top**0.5
-    )
-    ax.set(xticks=[], yticks=[])
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ EXAMPLES = (
     "mean_field",
     "deeper",
     "fokker_planck",
+    "mean_field_langevin",
     "learn_energy",
     "meta_ot",
     "pinn",

@@ -10,9 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_wprox import MapFlow, learn_energy
+from torch_wprox import (
+    FrobeniusProx,
+    MapFlow,
+    MeanFieldLayer,
+    learn_energy,
+)
 from torch_wprox.maps import Entropy, Potential, polynomials, radial, ridges
 from torch_wprox.maps.features import gradients, laplacians
+from torch_wprox.recording import TrajectoryRecorder
 
 
 def cloud(m: int, D: int = 2, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -242,3 +248,37 @@ def test_a_term_that_was_not_sought_is_named() -> None:
     only = learn_energy([cloud(5), cloud(5)], 0.1, interaction=lambda z: z.square())
     with pytest.raises(ValueError, match="no potential was sought"):
         only.potential_gradient(cloud(1))
+
+
+def test_the_first_variation_of_a_loss_is_learned_from_a_recorded_training() -> None:
+    random = torch.Generator().manual_seed(0)
+    layer = MeanFieldLayer(
+        1, 200, parameterization="signed", reduction="mean", generator=random, dtype=torch.float64
+    )
+    x = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
+    y = (3 * x).sin()
+    opt = FrobeniusProx(layer.parameters(), 0.05, max_eval=80, tolerance_grad=1e-9)
+    recorder = TrajectoryRecorder(layer)
+    recorder.record()
+
+    def closure() -> Tensor:
+        opt.zero_grad()
+        loss = (layer(x) - y).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        opt.step(closure)
+        recorder.record(opt.report)
+    positive = layer.signs > 0
+    clouds = [cloud[positive] for cloud in recorder.positions()]
+    angles = torch.linspace(-math.pi, math.pi, 241, dtype=torch.float64)[:-1]
+    fan = torch.stack([angles.cos(), angles.sin()], 1)
+    found = learn_energy(clouds, 0.05, potential=ridges(fan), ridge=1e-6)
+    assert found.potential is not None
+    inputs = torch.cat([x, torch.ones_like(x)], 1)
+    residuals = (layer(x) - y).detach()[:, 0]
+    # F'(mu)(w) = s (2/n) sum_j r_j relu(<x_j, w>), here at the neurons, s = 1.
+    true = 2 / len(x) * torch.relu(clouds[-1] @ inputs.t()) @ residuals
+    off = found.potential(clouds[-1]) - true
+    assert off.norm() < 0.05 * true.norm()

@@ -60,6 +60,19 @@ def test_the_page_of_the_fokker_planck_equation_says_what_its_table_says() -> No
     assert float(rows[-1]["KL to the end, maps"]) < float(rows[-1]["KL to the end, Langevin"])
 
 
+def test_the_page_of_mean_field_langevin_says_what_its_table_says() -> None:
+    said, rows = page("mean_field_langevin"), table("mean_field_langevin")
+    shown = [row for row in rows if row["KL to the minimum, maps"]]
+    assert len(shown) == 4
+    for row in shown:
+        numbers = [float(value) for value in list(row.values())[2:]]
+        line = " | ".join([f"{float(row['time']):g}", *(f"{number:.3f}" for number in numbers)])
+        assert f"| {line} |" in said
+    above = [float(row["E above its minimum, maps"]) for row in rows]
+    assert above == sorted(above, reverse=True)
+    assert above[-1] > 0
+
+
 def test_the_page_of_predicted_transport_says_what_its_table_says() -> None:
     said, rows = page("meta_ot"), table("meta_ot")
     found = {}

@@ -38,7 +38,7 @@ class GaussianMixture:
 
     def score(self, x: Tensor) -> Tensor:
         """Return grad log mu at x (n, D), (n, D)."""
-        share = self.log_parts(x).softmax(1)  # of every component at every point
+        share: Tensor = self.log_parts(x).softmax(1)  # of every component at every point
         pulls = torch.linalg.solve_triangular(
             self.factors.transpose(1, 2), self._whitened(x), upper=True
         )
@@ -48,7 +48,8 @@ class GaussianMixture:
     def _whitened(self, x: Tensor) -> Tensor:
         """Return the solutions u of (factor of C_k) u = x - m_k, (K, D, n)."""
         off = (x - self.means[:, None]).transpose(1, 2)
-        return torch.linalg.solve_triangular(self.factors, off, upper=False)
+        found: Tensor = torch.linalg.solve_triangular(self.factors, off, upper=False)
+        return found
 
 
 def fitted_mixture(points: Tensor, seed: int) -> GaussianMixture:
