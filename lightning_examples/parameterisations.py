@@ -53,7 +53,7 @@ def descend(args: argparse.Namespace, name: str, form: str, seed: int) -> dict[s
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    numbers = {"m": 20, "gamma": 0.02, "time": 1.0, "seeds": 5, "max_eval": 40}
+    numbers = {"m": 20, "gamma": 0.02, "time": 1.0, "seeds": 5, "max_eval": 100}
     args = experiment.parser(__doc__, "parameterisations", **numbers).parse_args(argv)
     if args.fast:
         args.time, args.seeds, args.max_eval = 0.04, 1, 20
@@ -65,14 +65,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             for seed in range(args.seeds):
                 runs = {form: descend(args, name, form, seed) for form in FORMS}
                 for form, run in runs.items():
-                    losses[form].append(run["losses"])
+                    losses[form].append([loss / run["losses"][0] for loss in run["losses"]])
                     apart = (run["function"] - runs["joint"]["function"]).abs().max().item()
                     row = {"descent": name, "parameterisation": form, "seed": seed}
                     row |= {"loss": run["losses"][-1], "function apart from joint": apart}
                     rows.append({**row, "balance drift": run["drift"]})
             time = args.gamma * torch.arange(len(losses["joint"][0]))
             curves = {form: (time, values) for form, values in losses.items()}
-            plotting.plot_bands(curves, ax, xlabel=f"time\n{name}", ylabel="loss $F$")
+            plotting.plot_bands(curves, ax, xlabel=f"time\n{name}", ylabel="loss $F(t)/F(0)$")
         for ax in axes[1:]:
             ax.get_legend().remove()
             ax.set_ylabel("")

@@ -41,6 +41,12 @@ class AnchoredDistance(ABC):
     """d(., W) for one anchor. Only :meth:`evaluate` has to be written.
 
     A class with all these names need not inherit from this one.
+
+    Example:
+        >>> from torch_wprox import EMD
+        >>> d = EMD().anchored(torch.tensor([[0.0], [1.0]]), None)
+        >>> isinstance(d, AnchoredDistance), d.settle(torch.tensor([[1.0], [0.0]])).value
+        (True, tensor(0.))
     """
 
     @abstractmethod
@@ -91,6 +97,11 @@ class Distance(ABC):
     """Options of a squared distance. Only :meth:`anchored` has to be written.
 
     A class with all these names need not inherit from this one.
+
+    Example:
+        >>> from torch_wprox import Frobenius
+        >>> isinstance(Frobenius(), Distance), Frobenius().name
+        (True, 'frobenius')
     """
 
     @property

@@ -11,7 +11,13 @@ from torch_wprox.solvers.stopping import Stopping
 
 @runtime_checkable
 class Solver(Protocol):
-    """Options and algorithm of an inner solver."""
+    """Options and algorithm of an inner solver.
+
+    Example:
+        >>> from torch_wprox import BFGS
+        >>> isinstance(BFGS(), Solver), BFGS().name
+        (True, 'bfgs')
+    """
 
     @property
     def name(self) -> str:

@@ -26,6 +26,10 @@ class Stopping:
     Raises:
         TypeError: A tolerance is no number.
         ValueError: A tolerance is out of range.
+
+    Example:
+        >>> Stopping(tolerance_grad=1e-3)
+        Stopping(tolerance_grad=0.001, inexact=None)
     """
 
     tolerance_grad: float = 1e-7
