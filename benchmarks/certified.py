@@ -199,7 +199,7 @@ def figure(
     from matplotlib import pyplot as plt
 
     from torch_wprox import plotting
-    from torch_wprox.plotting.look import DESCENTS, colors_of
+    from torch_wprox.plotting.look import DESCENTS, colors_of, label_log_axis
 
     with plotting.style():
         canvas, axes = plt.subplots(1, 2, figsize=(10, 4.2))
@@ -223,6 +223,7 @@ def figure(
             low, high = ([s + side for s in seeds] for side in (-0.4, 0.4))
             ax.hlines(bounds, low, high, color="black", lw=1, label="proved lower bound")
             ax.set_yscale("log")
+            label_log_axis(ax)
             ax.set_title(rf"$\gamma = {gamma:g}$")
             ax.set_xlabel("seed of the anchor")
         axes[0].set_ylabel("objective $P$ after one step")

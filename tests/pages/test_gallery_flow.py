@@ -100,6 +100,20 @@ def test_initialisation() -> None:
     assert loss["scale 0.01"] < 0.06
 
 
+def test_sinus() -> None:
+    rows, text = table("sinus"), page("sinus")
+    last = {r["descent"]: float(r["loss_after"]) for r in rows}
+    assert f"the loss is {last['Wasserstein']:.1e} under the Wasserstein" in text
+    assert f"and {last['Frobenius']:.1e} under the Frobenius" in text
+    exchanged = [float(r["permuted_fraction"]) for r in rows if r["descent"] == "Wasserstein"]
+    assert f"Up to {max(exchanged):.0%}".replace("%", " %") in text
+    solved = [r for r in rows if r["descent"] == "global"]
+    assert last["global"] < 1e-7
+    assert max(int(r["evaluations"]) for r in solved) < 50
+    assert max(float(r["gap"]) for r in solved) < 4e-4
+    assert "below $4\\cdot10^{-4}$ in every step" in text
+
+
 def test_sinus_gammas() -> None:
     rows, text = table("sinus_gammas"), page("sinus_gammas")
     few = [row for row in rows if int(row["seed"]) < 3 and row["descent"] == "Wasserstein"]

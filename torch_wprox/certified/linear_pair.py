@@ -84,8 +84,8 @@ def as_layer(network: object) -> Iterator[MeanFieldLayer]:
         yield layer
         if any(p.grad is not None and bool(p.grad.count_nonzero() > 0) for p in parameters):
             raise ValueError(
-                "the loss depends on the weights in another way than through the network's output (a "
-                "penalty inside the closure?): give weight_decay or beta instead"
+                "the loss depends on the weights in another way than through the network's "
+                "output (a penalty inside the closure?): give weight_decay or beta instead"
             )
     finally:
         for handle in handles:
