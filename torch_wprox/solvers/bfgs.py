@@ -16,6 +16,7 @@ from torch_wprox.report import Status
 from torch_wprox.solvers.curvature_pairs import CurvaturePairs, Pairs
 from torch_wprox.solvers.line_search import Numbers, WeakWolfe, checked_search
 from torch_wprox.solvers.quasi_newton import descend, start_shape
+from torch_wprox.solvers.running_matrix import RunningMatrix
 from torch_wprox.solvers.stopping import Stopping
 
 
@@ -97,18 +98,18 @@ class _Dense:
         self._kappa = objective.stiffness()
         self._pairs = CurvaturePairs(remember) if remember else None
         self._keeps_all = remember is None
-        self._H: Tensor | None = None
+        self._H: RunningMatrix | None = None
+        self._product: tuple[Tensor, Tensor] | None = None  # the last gradient g, and H g
         self._recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=_RECENT)
         if memory is None:
             return
         if self._pairs is not None and "steps" in memory:
             self._H = _from_pairs(self._pairs.recall(memory, objective))
         elif self._keeps_all and "inverse_hessian" in memory:
-            # A copy: after an exception in this step the state of the last one must be intact.
-            self._H = with_curvature(
-                memory["inverse_hessian"].clone(),
-                self._distance_hessian - memory["distance_hessian"],
-            )
+            self._H = RunningMatrix.of(memory)
+            more = self._distance_hessian - memory["distance_hessian"]
+            if bool((more > 0).any()):
+                self._H = RunningMatrix(with_curvature(self._H.dense(), more))
 
     @property
     def is_empty(self) -> bool:
@@ -118,7 +119,9 @@ class _Dense:
     def times(self, g: Tensor) -> Tensor:
         """Return H g, (N,)."""
         assert self._H is not None
-        return torch.mv(self._H, g)
+        if self._product is None or self._product[0] is not g:
+            self._product = g, self._H.times(g)
+        return self._product[1]
 
     def update(self, before: Evaluation, after: Evaluation, t: float) -> None:
         """Take in one accepted iteration of length t."""
@@ -132,16 +135,41 @@ class _Dense:
         if self._H is None:  # Nocedal & Wright (6.20): the scale of the first curvature seen
             if self._kappa is None:
                 scale = _scale(s, y, sy, yy)
-                self._H = torch.eye(len(s), dtype=s.dtype, device=s.device).mul_(scale)
+                self._H = RunningMatrix(torch.full_like(s, scale))
                 sBs = ss / scale
             else:
                 shape = start_shape(self._kappa, s, y)
                 [scaled_yy, scaled_ss] = _numbers((y, shape * y), (s, s / shape))
-                self._H = torch.diag(shape * (sy / scaled_yy))
+                self._H = RunningMatrix(shape * (sy / scaled_yy))
                 sBs = scaled_ss * scaled_yy / sy
         else:
             sBs = -t * sg  # s = -t H g
-        self_scaled(self._H, s, y, sBs if self._scaled else None)
+        Hy, Hg = self._products(before, after, y, yy)
+        found = update_terms(s, y, Hy, sBs if self._scaled else None)
+        if found is not None:
+            U, M, scale = found
+            self._H.add(U, M, scale)
+            Hg = torch.addmv(scale * Hg, U.T, M @ (U @ after.grad))
+        self._product = after.grad, Hg
+
+    def _products(
+        self, before: Evaluation, after: Evaluation, y: Tensor, yy: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return H y and H g, g the gradient after the iteration, by one product with H.
+
+        H g before the iteration is known, it gave the direction. So H is applied to g after it, and
+        H y is the difference; or to y where that is so short that the difference would lose digits.
+        """
+        assert self._H is not None
+        if self._product is None or self._product[0] is not before.grad:
+            Hy = self._H.times(y)
+            return Hy, self._H.times(after.grad)
+        Hg_before = self._product[1]
+        if yy < (_SHORT * after.residual) ** 2:
+            Hy = self._H.times(y)
+            return Hy, Hg_before + Hy
+        Hg = self._H.times(after.grad)
+        return Hg - Hg_before, Hg
 
     def forget(self) -> None:
         """Become what the last pairs say without scaling; when that was of no use, empty.
@@ -149,7 +177,7 @@ class _Dense:
         Close to a minimum with kinks every crossing of one has enlarged H in all other directions,
         and a search along them ends at once. The gradient, all of the kinks, is no direction there.
         """
-        self._H = None
+        self._H = self._product = None
         if len(self._recent) > 1:
             self._H = _from_pairs(tuple(map(torch.stack, zip(*self._recent, strict=True))))
         self._recent.clear()
@@ -160,7 +188,7 @@ class _Dense:
             return self._pairs.state()
         if self._H is None or not self._keeps_all:
             return None
-        return {"inverse_hessian": self._H, "distance_hessian": self._distance_hessian}
+        return {**self._H.state(), "distance_hessian": self._distance_hessian}
 
 
 def self_scaled(H: Tensor, s: Tensor, y: Tensor, sBs: float | None) -> None:
@@ -180,13 +208,32 @@ def self_scaled(H: Tensor, s: Tensor, y: Tensor, sBs: float | None) -> None:
 
     Source: Al-Baali 1998; Urban, Stefanou & Pons 2025.
     """
-    Hy = torch.mv(H, y)
+    found = update_terms(s, y, torch.mv(H, y), sBs)
+    if found is not None:
+        U, M, scale = found
+        H.addmm_(U.T, M @ U, beta=scale)
+
+
+def update_terms(
+    s: Tensor, y: Tensor, Hy: Tensor, sBs: float | None
+) -> tuple[Tensor, Tensor, float] | None:
+    """Return U (2, N), M (2, 2) and 1/tau with H+ = H/tau + U^T M U in :func:`self_scaled`.
+
+    None where H is not positive definite at this precision.
+
+    Args:
+        s: The way between two points, (N,).
+        y: The difference of the gradients, (N,).
+        Hy: H y, (N,).
+        sBs: As in :func:`self_scaled`.
+    """
     sy, yHy = _numbers((s, y), (y, Hy))
-    # H is no longer positive definite at this precision, or the numbers below would overflow.
+    # Else H is not positive definite, or the numbers below would overflow.
     if not (yHy > 0 and _LEAST * min(sy, yHy) > 0):
-        return
+        return None
     tau, phi = (1.0, 1.0) if sBs is None else scaling(sBs / sy, yHy / sy, len(s))
-    add_rank_two(H, s, Hy, sy, yHy, tau, phi)
+    ss, sh, hh = rank_two(sy, yHy, tau, phi)
+    return torch.stack([s, Hy]), s.new_tensor([[ss, sh], [sh, hh]]), 1.0 / tau
 
 
 def add_rank_two(
@@ -247,6 +294,8 @@ def scaling(b: float, h: float, N: int) -> tuple[float, float]:
 
 # Pairs of this step from which H is made anew when a search fails.
 _RECENT = 50
+# H is applied to y where it is shorter than this share of g.
+_SHORT = 0.1
 # Below this a scaling says only that the pair is rounding.
 _LEAST = 1e-12
 
@@ -270,13 +319,13 @@ def with_curvature(H: Tensor, more: Tensor) -> Tensor:
     return changed
 
 
-def _from_pairs(kept: tuple[Tensor, ...] | None) -> Tensor | None:
+def _from_pairs(kept: tuple[Tensor, ...] | None) -> RunningMatrix | None:
     """Return H after pairs (k, N), as BFGS makes it one by one; None without any."""
     if kept is None:
         return None
     pairs = Pairs(kept[0][0], len(kept[0]))
     pairs.replace(*kept)
-    return pairs.dense() if len(pairs) else None
+    return RunningMatrix(pairs.dense()) if len(pairs) else None
 
 
 def _scale(s: Tensor, y: Tensor, sy: float, yy: float) -> float:

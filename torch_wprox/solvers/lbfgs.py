@@ -21,8 +21,9 @@ class LBFGS:
     """Quasi-Newton descent from V = W with the last ``history`` curvature pairs.
 
     Args:
-        history: Number of pairs; memory is 6 history N numbers. None: 50, as kinks want many, but
-            fewer above 20 000 numbers, down to 10: there a pair costs more than it gains.
+        history: Number of pairs; memory is 6 history N numbers. None: N/4 within 50
+            and 200, as kinks and stiff losses want many, but no more than 10^6/N (at least 10):
+            there a pair costs more than it gains.
         line_search: The weak Wolfe search.
 
     Raises:
@@ -110,4 +111,4 @@ class _Limited:
 
 def _history_of(numbers: int) -> int:
     """Return how many pairs of N numbers are worth their vector work."""
-    return max(10, min(50, 1_000_000 // numbers))
+    return max(10, min(200, max(50, numbers // 4), 1_000_000 // numbers))
