@@ -253,11 +253,11 @@ def test_a_term_that_was_not_sought_is_named() -> None:
 def test_the_first_variation_of_a_loss_is_learned_from_a_recorded_training() -> None:
     random = torch.Generator().manual_seed(0)
     layer = MeanFieldLayer(
-        1, 200, parameterization="signed", reduction="mean", generator=random, dtype=torch.float64
+        1, 100, parameterization="signed", reduction="mean", generator=random, dtype=torch.float64
     )
     x = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
     y = (3 * x).sin()
-    opt = FrobeniusProx(layer.parameters(), 0.05, max_eval=80, tolerance_grad=1e-9)
+    opt = FrobeniusProx(layer.parameters(), 0.05, max_eval=200, tolerance_grad=1e-9)
     recorder = TrajectoryRecorder(layer)
     recorder.record()
 
@@ -267,18 +267,18 @@ def test_the_first_variation_of_a_loss_is_learned_from_a_recorded_training() -> 
         loss.backward()
         return loss
 
-    for _ in range(2):
-        opt.step(closure)
-        recorder.record(opt.report)
+    opt.step(closure)
+    recorder.record(opt.report)
     positive = layer.signs > 0
     clouds = [cloud[positive] for cloud in recorder.positions()]
     angles = torch.linspace(-math.pi, math.pi, 241, dtype=torch.float64)[:-1]
     fan = torch.stack([angles.cos(), angles.sin()], 1)
-    found = learn_energy(clouds, 0.05, potential=ridges(fan), ridge=1e-6)
+    found = learn_energy(clouds, 0.05, potential=ridges(fan), ridge=1e-8)
     assert found.potential is not None
     inputs = torch.cat([x, torch.ones_like(x)], 1)
     residuals = (layer(x) - y).detach()[:, 0]
     # F'(mu)(w) = s (2/n) sum_j r_j relu(<x_j, w>), here at the neurons, s = 1.
     true = 2 / len(x) * torch.relu(clouds[-1] @ inputs.t()) @ residuals
     off = found.potential(clouds[-1]) - true
-    assert off.norm() < 0.05 * true.norm()
+    # The ridge leaves 5e-6; where neurons crossed each other, rows are matched otherwise.
+    assert off.norm() < 1e-3 * true.norm()
