@@ -10,32 +10,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from torch_wprox.certified.bound.ray_program import RayProgram, Rays
-from torch_wprox.certified.problem.batched_bfgs import batched_bfgs
 from torch_wprox.certified.problem.particle_problem import Configuration, ParticleProblem, Risk
 from torch_wprox.certified.problem.quadratic_model import QuadraticRisk
 from torch_wprox.certified.responses.best_response import BestResponse
+from torch_wprox.certified.responses.population import Population, distinct
 from torch_wprox.objective import BudgetExhausted
 
 Tell = Callable[[float, float], bool]
 """Value of the relaxed step and bound so far -> whether to end."""
 
-# Rounds of the first stage, its tolerance, and what it tries and keeps per coefficient and round.
-_POOLED_ROUNDS, _POOLED_TOLERANCE = 80, 1e-3
-_TRIED, _ASCENT, _KEPT = 40, 60, 12
+# Rounds of the first stage, its tolerance, and the directions that a round adds per coefficient.
+_POOLED_ROUNDS, _POOLED_TOLERANCE = 20, 1e-3
+_KEPT = 24
 # Rounds of the second stage, and of (directions of the pool, lengths) inside one of them.
 _ROUNDS, _INNER = 40, 40
 _DEAR_INNER = 3
+_INNER_TOLERANCE = 0.2
+# Searches for directions before a bound is confirmed.
+_THOROUGH = 8
+# Directions of a class that a quick answer begins at.
+_QUICKLY = 200
 # A bound is confirmed when it seems tight or did not rise for some rounds; so many times at most.
 _PATIENCE, _CONFIRMATIONS = 4, 4
 # A search that found nothing lower by chance makes a bound too high: the best is searched again
 # until it holds to this share.
-_HOLDS, _RECHECKS = 1e-2, 2
+_HOLDS, _RECHECKS = 1e-2, 3
 _SAME = 1.0 - 1e-9
 _ALIKE = 1.0 - 1e-6
 
@@ -119,6 +124,7 @@ class _Spreading:
         assert self._problem.coefficients is not None
         classes = torch.unique(self._problem.coefficients, dim=0, return_inverse=True)[1]
         self._classes = classes
+        self._population = Population(self._problem, classes)
         pooled = RayProgram(self._problem, classes, starts[0].offset)
         single = RayProgram(self._problem, self._problem.start().sigma, starts[0].offset)
         pool = single.rays.directions
@@ -134,7 +140,7 @@ class _Spreading:
                 self._pool(pooled)
                 pool = torch.cat([pool, pooled.rays.directions])
                 single.offset = pooled.offset
-            self._spread(single, pooled, _distinct(pool, _SAME))
+            self._spread(single, pooled, distinct(pool, _SAME))
         except BudgetExhausted:
             if not math.isfinite(self._bound):
                 raise
@@ -190,6 +196,8 @@ class _Spreading:
             self._confirm(program, self._respond(self._lam).value)
         for _ in range(0 if self._respond.is_exact else _RECHECKS):
             bound, free, lam, z = self._met.pop()
+            owners = self._classes[program.rays.group]
+            self._respond.learn(torch.cat(self._searched(program.rays, owners, _THOROUGH, lam)))
             again = min(bound, free + self._respond(lam).value)
             self._met.append((again, free, lam, z))
             self._met.sort(key=lambda met: met[0])
@@ -206,7 +214,9 @@ class _Spreading:
         for _ in range(_POOLED_ROUNDS):
             total = self._correct(program)
             program.prune()
-            directions, group = self._candidates(program, program.rays)
+            met = self._searched(program.rays, program.rays.group)
+            directions = torch.cat(met)
+            group = torch.cat([groups[q].expand(len(u)) for q, u in enumerate(met)])
             radii = program.radii(self._lam, directions)[group, torch.arange(len(group))]
             longest = torch.zeros_like(program.count).scatter_reduce(0, group, radii, "amax")
             bound = self._value - float((self._lam * program.output).sum()) + self._fixed()
@@ -219,7 +229,7 @@ class _Spreading:
             for g in groups.tolist():
                 own = ((group == g) & (radii > program.totals[g] * (1.0 + 1e-9))).nonzero()[:, 0]
                 own = own[radii[own].argsort(descending=True)]
-                found = _distinct(directions[own], _ALIKE)[:_KEPT]
+                found = distinct(directions[own], _ALIKE)[:_KEPT]
                 program.add(found, torch.full_like(own[: len(found)], g))
 
     def _fixed(self) -> float:
@@ -227,36 +237,12 @@ class _Spreading:
         offset = self._problem.best_offset(self._lam)
         return float(self._lam.sum(0) @ offset) + self._problem.offset_price(offset)
 
-    def _candidates(self, program: RayProgram, rays: Rays) -> tuple[Tensor, Tensor]:
-        """Return directions (b, d) near local maxima of the radius, and their groups (b,).
-
-        Args:
-            program: Groups of equal coefficients.
-            rays: Where to begin, beside the data and random directions.
-        """
-        X, kappa = self._problem.features, self._problem.stiffness
-        random = torch.randn(32, X.shape[1], generator=self._generator, dtype=torch.float64).to(X)
-        data = X[torch.randint(len(X), (32,), generator=self._generator).to(X.device)]
-        common = _unit(torch.cat([random, data, program.anchors]))
-        parts, owners = [], []
-        for g in range(len(program.count)):
-            tried = torch.cat([rays.directions[rays.group == g], common])
-            radii = program.radii(self._lam, tried)[g]
-            top = radii.topk(min(_TRIED, len(radii)))
-            parts.append(top.values.clamp_min(0.0).unsqueeze(1) * tried[top.indices])
-            owners.append(torch.full_like(top.indices, g))
-        group, start = torch.cat(owners), torch.cat(parts)
-        noise = torch.randn(start.shape, generator=self._generator, dtype=torch.float64).to(X)
-        start = start + 1e-6 * start.abs().max() * noise
-        weights = (self._lam @ program.coefficients.T).T[group]  # (b, n)
-        anchors = program.anchors[group]
-
-        def function(v: Tensor) -> tuple[Tensor, Tensor]:
-            hidden, moved = v @ X.T, v - anchors
-            value = (hidden.clamp_min(0.0) * weights).sum(1) + 0.5 * kappa * moved.square().sum(1)
-            return value, ((hidden > 0) * weights) @ X + kappa * moved
-
-        return _unit(batched_bfgs(function, start, 1.0 / kappa, max_rounds=_ASCENT).points), group
+    def _searched(
+        self, rays: Rays, group: Tensor, rounds: int = 1, lam: Tensor | None = None
+    ) -> list[Tensor]:
+        """Return good directions (b, d) of every class, best first; rays are of classes (J,)."""
+        known = [rays.directions[group == q] for q in range(int(self._classes.max()) + 1)]
+        return self._population.improved(self._lam if lam is None else lam, known, rounds)
 
     # -- the second stage: every particle for itself ---------------------------------------------
 
@@ -271,22 +257,26 @@ class _Spreading:
                 radii, best = program.radii(self._lam, pool).max(1)
                 excess = radii - program.totals
                 most = float(excess.max())
-                if most <= 1e-4 * float(program.totals.max()):
+                if most <= _INNER_TOLERANCE * self._tolerance * float(program.totals.max()):
                     break
-                rows = (excess > 0.3 * most).nonzero()[:, 0]
+                rows = (excess > 0.1 * most).nonzero()[:, 0]
                 program.add(pool[best[rows]], rows)
                 total = self._correct(program)
             program.prune()
             if searches:
-                own = replace(program.rays, group=self._classes[program.rays.group])
-                met = self._candidates(pooled, own)[0]
-                self._respond.learn(torch.cat([program.rays.directions, met]))
+                met = self._searched(program.rays, self._classes[program.rays.group])
+                first = [u[:_QUICKLY] for u in met]
+                self._respond.learn(torch.cat([program.rays.directions, *first]))
             response = self._respond.quick(self._lam)
             hoped = self._hoped(program, response.value)
             reference, waiting = max(reference, hoped), 0 if hoped > reference else waiting + 1
             settles = total - reference <= self._tolerance * abs(total) or waiting > _PATIENCE
             if settles:
                 # What a quick search calls a bound may be too high: only a thorough one counts.
+                if searches:
+                    owners = self._classes[program.rays.group]
+                    met = self._searched(program.rays, owners, _THOROUGH)
+                    self._respond.learn(torch.cat(met))
                 response = self._respond(self._lam)
                 self._confirm(program, response.value)
                 waiting, reference, confirmations = 0, -math.inf, confirmations + 1
@@ -298,7 +288,7 @@ class _Spreading:
             units = _unit(points)
             at = program.radii(self._lam, units).diagonal()
             rows = (at > program.totals * (1.0 + 1e-9)).nonzero()[:, 0]
-            pool = _distinct(torch.cat([program.rays.directions, units[rows]]), _SAME)
+            pool = distinct(torch.cat([program.rays.directions, units[rows]]), _SAME)
             program.add(units[rows], rows)
 
     def _result(self, program: RayProgram) -> Spread:
@@ -323,11 +313,3 @@ class _Spreading:
 def _unit(v: Tensor) -> Tensor:
     norm = v.norm(dim=1, keepdim=True)
     return v / torch.where(norm > 0, norm, torch.ones_like(norm))
-
-
-def _distinct(units: Tensor, cosine: float) -> Tensor:
-    """Return the unit vectors (b, d) that have no earlier one within the cosine."""
-    if len(units) < 2:
-        return units
-    near = (units @ units.T >= cosine).tril(-1)
-    return units[~near.any(1)]

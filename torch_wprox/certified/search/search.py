@@ -40,7 +40,7 @@ _DEARER, _DEAR = 6, 3
 # Gap at which a search over cells has failed, relative; how many of its ends hop, and how often.
 _WIDE, _FIELD, _HOPS = 3e-3, 6, 4
 # Descents from rays: share of the rounds, and how many of the best go on.
-_HEATS = ((0.125, 3), (0.5, 1), (1.0, 1))
+_HEATS = ((0.1, 2), (0.5, 1))
 
 
 def search(
