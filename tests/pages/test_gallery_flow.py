@@ -114,6 +114,22 @@ def test_sinus() -> None:
     assert "below $4\\cdot10^{-4}$ in every step" in text
 
 
+def test_certified() -> None:
+    rows, text = table("certified"), page("certified")
+    above: dict[str, list[float]] = {}
+    for row in rows:
+        above.setdefault(row["run"], []).append(float(row["relative_gap"]))
+    first = [f"{100 * above[name][0]:.0f} %" for name in ("Wasserstein", "Frobenius")]
+    assert "begin {} (Wasserstein) and {} (Frobenius) above".format(*first) in text
+    assert above["Wasserstein"][-1] < 1e-6
+    assert f"stays {math.floor(100 * min(above['Frobenius']))} % or more above" in text
+    assert f"within {math.ceil(1e3 * max(above['global'])) / 10:.1f} % of theirs" in text
+    assert max(above["global"][3:]) < 1e-6
+    adam = [row for row in rows if row["run"] == "Adam"][-1]
+    assert f"{float(adam['lower_bound']):.4f}, is the minimum" in text
+    assert f"ends {100 * float(adam['relative_gap']):.1f} % above it" in text
+
+
 def test_sinus_gammas() -> None:
     rows, text = table("sinus_gammas"), page("sinus_gammas")
     few = [row for row in rows if int(row["seed"]) < 3 and row["descent"] == "Wasserstein"]
