@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from conftest import closure_for, sinus_layer
-from torch_wprox import FrobeniusProx, Sinkhorn, Sliced, WassersteinProx
+from torch_wprox import (
+    FrobeniusProx,
+    Global,
+    MeanFieldLayer,
+    Sinkhorn,
+    Sliced,
+    WassersteinProx,
+)
 from torch_wprox.distances import base
 from torch_wprox.distances.emd.assignment import Assignment
 from torch_wprox.particles.layouts import particle_groups
@@ -29,6 +36,8 @@ SOLVERS = ("gd", "adam", "bfgs", "lbfgs")
 # kinks of the sliced distance quasi-Newton amplifies a last bit (1e-16) of W to 1e-7 in 3 steps.
 COMBINATIONS = [(d, s) for d in ("frobenius", "emd") for s in SOLVERS]
 COMBINATIONS += [("sinkhorn", "bfgs"), ("sinkhorn", "lbfgs"), ("sliced", "gd")]
+# How the relaxed problem is solved: exactly in the plane, over rays with a proof, by its dual.
+GLOBAL_FORMS = ("plane", "rays", "joint")
 # Rules that end the inner loop well before max_eval.
 STOPPING: dict[str, Any] = {"max_eval": 200, "tolerance_grad": 1e-3, "inexact": 0.2}
 
@@ -240,15 +249,66 @@ def forgotten_wrapper(rank: int, world: int) -> str:
     return "no error"
 
 
-def global_solver(rank: int, world: int) -> str:
-    """The outputs of all data are in no process: every rank must say so."""
-    layer = sinus_layer(m=10)
+def global_step(rank: int, world: int, form: str) -> dict[str, Any]:
+    """A step solved globally, each rank with its shard; "rays" has too many inputs for exactness.
+
+    ``world=1`` is the full batch in one process.
+    """
+    layer, (x, y) = sinus_layer(m=9), data(rank, world)
+    if form != "plane":
+        g = torch.Generator().manual_seed(0)
+        x, y = torch.randn(POINTS, 3, generator=g, dtype=torch.float64)[rank::world], y
+        layer = MeanFieldLayer(
+            3, 5, parameterization="joint" if form == "joint" else "signed", reduction="sum",
+            output_bias=True, generator=g, dtype=torch.float64,
+        )  # fmt: skip
+    model: nn.Module = layer if world == 1 else DistributedDataParallel(layer)
+    seconds = 5.0 if form == "rays" else 0.0
+    solver = Global(starts=3, polish=200, max_iter=40, proof_seconds=seconds)
+    opt = WassersteinProx(model.parameters(), 1.0, solver=solver, max_eval=300)
+    rows = train(model, opt, x, y, steps=2 if form == "plane" else 1)
+    bounds = [opt.report.lower_bound, opt.report.certified, opt.report.estimate, opt.report.gap]
+    return {"rows": rows, "end": flat(layer), "bounds": bounds}
+
+
+def global_steps(rank: int, world: int) -> dict[str, Any]:
+    """All kinds of global steps."""
+    return {form: global_step(rank, world, form) for form in GLOBAL_FORMS}
+
+
+def uneven_global_step(rank: int, world: int) -> dict[str, Any]:
+    """Shards of different sizes: the loss is the mean of the ranks' means."""
+    layer = sinus_layer(m=6)
     model = DistributedDataParallel(layer)
-    opt = optimizer_of(model, "emd", "global")
+    x, y = data()
+    cut = slice(0, 3) if rank == 0 else slice(3 + (rank - 1), 3 + rank)
+    opt = WassersteinProx(model.parameters(), 1.0, solver="global", max_eval=300)
+    rows = train(model, opt, x[cut], y[cut], steps=1)
+    return {"rows": rows, "end": flat(layer), "bounds": [opt.report.lower_bound]}
+
+
+def another_input_on_one_rank(rank: int, world: int) -> str:
+    """The last rank draws a new batch at every evaluation: every rank must refuse the step."""
+    layer = sinus_layer(m=6)
+    model = DistributedDataParallel(layer)
+    opt = WassersteinProx(model.parameters(), 1.0, solver="global", max_eval=300)
+    x, y = data(rank, world)
+    calls = 0
+
+    def closure() -> Tensor:
+        nonlocal calls
+        calls += 1
+        opt.zero_grad()
+        moved = x + 0.1 * calls * (rank == world - 1)
+        loss = (model(moved) - y).square().mean()
+        loss.backward()
+        return loss
+
+    before = flat(layer)
     try:
-        train(model, opt, *data(rank, world), steps=1)
+        opt.step(closure)
     except ValueError as error:
-        return str(error)
+        return f"{error} | restored: {torch.equal(before, flat(layer))}"
     return "no error"
 
 
@@ -407,7 +467,9 @@ CASES: dict[str, Callable[[int, int], Any]] = {
         subgroup,
         forgotten_wrapper,
         sharded,
-        global_solver,
+        global_steps,
+        uneven_global_step,
+        another_input_on_one_rank,
         float_losses,
         dropout,
         batch_norm,

@@ -158,9 +158,57 @@ def test_shards_are_refused_on_all_ranks_with_the_remedy_and_nothing_moves(ranks
         assert not found["moved"]
 
 
-def test_the_global_solver_is_refused_on_all_ranks(ranks: Results) -> None:
-    for r in ranks:
-        assert "closure of one process" in r["global_solver"]
+@pytest.mark.parametrize("form", ddp_cases.GLOBAL_FORMS)
+def test_a_global_step_is_one_step_on_all_ranks_and_that_of_one_process(
+    ranks: Results, form: str
+) -> None:
+    found = [r["global_steps"][form] for r in ranks]
+    assert_one_run(found)
+    assert_all_equal([f["bounds"] for f in found])
+    alone = ddp_cases.global_step(0, 1, form)
+    for shared, single in zip(found[0]["rows"], alone["rows"], strict=True):
+        assert shared["loss_before"] == pytest.approx(single["loss_before"], rel=1e-9)
+        # The same samples in another order, and searches that every rank makes for a part.
+        within = {"plane": 1e-9, "rays": 1e-6, "joint": 1e-4}[form]
+        assert shared["objective"] == pytest.approx(single["objective"], rel=within)
+    (bound, certified, estimate, gap), single = found[0]["bounds"], alone["bounds"]
+    assert certified == single[1]
+    if form == "plane":
+        assert bound == pytest.approx(single[0], rel=1e-9)
+    else:
+        assert (bound if estimate is None else estimate) == pytest.approx(
+            single[0] if single[2] is None else single[2], rel=1e-2
+        )
+    assert bound <= found[0]["rows"][-1]["objective"]
+    assert gap >= 0
+
+
+def test_shards_of_a_global_step_may_differ_in_size(ranks: Results) -> None:
+    found = [r["uneven_global_step"] for r in ranks]
+    assert_one_run(found)
+    layer, (x, y) = sinus_layer(m=6), ddp_cases.data()
+    opt = WassersteinProx(layer.parameters(), 1.0, solver="global", max_eval=300)
+    cuts = [slice(0, 3), *(slice(3 + r, 4 + r) for r in range(len(ranks) - 1))]
+
+    def closure() -> Tensor:
+        opt.zero_grad()
+        residual = (layer(x) - y).square()
+        loss = torch.stack([residual[cut].mean() for cut in cuts]).mean()
+        loss.backward()
+        return loss
+
+    opt.step(closure)
+    assert found[0]["rows"][0]["objective"] == pytest.approx(opt.report.objective, rel=1e-3)
+    assert found[0]["bounds"][0] == pytest.approx(opt.report.lower_bound, rel=1e-4)
+
+
+def test_a_batch_that_changes_on_one_rank_is_refused_by_all(ranks: Results) -> None:
+    messages = [r["another_input_on_one_rank"] for r in ranks]
+    assert "the layer's input changed" in messages[-1]
+    for message in messages[:-1]:
+        assert "another rank refused the closure" in message
+    for message in messages:
+        assert message.endswith("restored: True")
 
 
 def test_float_losses_are_averaged(ranks: Results) -> None:

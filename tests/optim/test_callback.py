@@ -18,6 +18,7 @@ from conftest import closure_of, sinus_data, sinus_layer
 from torch_wprox import (
     EntropicJKO,
     FrobeniusProx,
+    Global,
     GridLayer,
     MeanFieldLayer,
     Progress,
@@ -232,3 +233,94 @@ def test_ctrl_c_leaves_the_layer_of_a_certificate_as_it_was(kind: str) -> None:
             made_of(layer, interrupted_at(count, closure), callback=lambda p: None)
         assert all(torch.equal(t, before[name]) for name, t in layer.state_dict().items())
     assert made_of(layer, closure).certified  # nothing is left behind
+
+
+# -- inside a global step ------------------------------------------------------------------------
+
+
+def wavy(kind: str, **options: Any) -> tuple[WassersteinProx, Callable[[], Tensor]]:
+    """A step of one of the ways in which the relaxed problem is solved, with its closure."""
+    g = torch.Generator().manual_seed(0)
+    d = 3 if kind == "rays" else 1
+    form: Any = "joint" if kind == "dual" else "signed"
+    layer = MeanFieldLayer(
+        d, 6, parameterization=form, reduction="sum", generator=g, dtype=torch.float64
+    )
+    x = torch.randn(7, d, generator=g, dtype=torch.float64)
+    y = torch.randn(7, 1, generator=g, dtype=torch.float64)
+    gamma = 0.3 if kind == "dual" else 5.0
+    solver = Global(starts=2, polish=100)
+    opt = WassersteinProx(layer.parameters(), gamma, solver=solver, max_eval=500, **options)
+
+    def closure() -> Tensor:
+        opt.zero_grad()
+        residual = layer(x) - y
+        loss = residual.abs().mean() if kind == "kinks" else residual.square().mean()
+        loss.backward()
+        return loss
+
+    return opt, closure
+
+
+WAYS = ("atoms", "rays", "dual", "kinks")
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_a_global_step_is_ended_with_its_best_point_and_its_bound(kind: str) -> None:
+    full, closure = wavy(kind)
+    full.step(closure)
+    seen: list[Progress] = []
+    early, closure = wavy(kind, callback=lambda p: seen.append(p) or len(seen) > 1)
+    early.step(closure)
+    assert full.report is not None
+    assert early.report is not None
+    assert early.report.status is Status.STOPPED
+    assert early.report.lower_bound <= full.report.objective * (1 + 1e-9)
+    assert early.report.lower_bound <= early.report.objective <= early.report.loss_before
+    assert early.report.certified or kind == "rays"  # what is proved by then is a proof
+    assert early.report.objective >= full.report.lower_bound
+    assert early.report.lower_bound < full.report.lower_bound - 1e-6
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_the_clock_ends_a_global_step(kind: str) -> None:
+    opt, closure = wavy(kind, seconds=1e-9)
+    opt.step(closure)
+    assert opt.report is not None
+    assert opt.report.status is Status.STOPPED
+    assert opt.report.lower_bound <= opt.report.objective <= opt.report.loss_before
+    assert closure().item() == opt.report.loss_after
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_ctrl_c_keeps_best_point_and_bound_of_a_global_step(kind: str) -> None:
+    class Keep:
+        keep_best_on_interrupt = True
+        bound = -float("inf")
+
+        def __call__(self, progress: Progress) -> None:
+            self.bound = max(self.bound, progress.lower_bound or self.bound)
+
+    full, closure = wavy(kind)
+    full.step(closure)
+    assert full.report is not None
+    for share in (0.5, 0.95):
+        count = max(1, int(share * full.report.evaluations))
+        opt, closure = wavy(kind, callback=Keep())
+        with pytest.raises(KeyboardInterrupt):
+            opt.step(interrupted_at(count, closure))
+        assert opt.report is not None
+        assert opt.report.status is Status.STOPPED
+        assert opt.report.objective <= opt.report.loss_before
+        if opt.callback.bound > -float("inf"):
+            told = min(opt.callback.bound, opt.report.objective)
+            assert opt.report.lower_bound >= told - 1e-6 * abs(told)  # a last look rounds it
+            assert opt.report.lower_bound <= opt.report.objective
+            assert not opt.report.certified  # the probes for convexity did not end
+    assert opt.report.lower_bound is not None
+    layer_opt, closure = wavy(kind, callback=lambda p: None)
+    before = [p.detach().clone() for p in layer_opt.param_groups[0]["params"]]
+    with pytest.raises(KeyboardInterrupt):
+        layer_opt.step(interrupted_at(count, closure))
+    after = layer_opt.param_groups[0]["params"]
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))

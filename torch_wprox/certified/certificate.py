@@ -67,8 +67,9 @@ def certify(
             the estimate. See :class:`Global`.
         options: Tolerances of the bound; of ``tolerance_bound``, ``tolerance_proof``,
             ``max_iter``, ``exact_cells``.
-        callback: Called at every round that tightens the bound, where output weights are frozen,
-            with a :class:`~torch_wprox.Progress`; a true answer keeps the bound so far.
+        callback: Called at every round that tightens the bound with a
+            :class:`~torch_wprox.Progress` (``objective`` is that of the relaxed step, NaN where it
+            is not known); a true answer keeps the bound so far.
         seconds: Time budget of these rounds; the proof has its own, ``proof_seconds``.
 
     Returns:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torch_wprox.arguments import checked_count, checked_number
@@ -120,10 +121,10 @@ class Global:
                 another way than its output, or the loss is not convex in the output.
         """
         function = objective.function
-        if not (isinstance(function, FlatLoss) and function.runner.is_alone):
+        if not isinstance(function, FlatLoss):
             raise ValueError(
-                'solver="global" needs a MeanFieldLayer and a closure of one process: take '
-                'solver="bfgs" or "lbfgs"'
+                'solver="global" needs a MeanFieldLayer and a closure: take solver="bfgs" or '
+                '"lbfgs"'
             )
         return _GlobalStep(self, objective, function, stopping).solve(), None
 
@@ -140,15 +141,30 @@ class _GlobalStep:
         # The local solver has at least half of the evaluations, unless the loss is a quadratic.
         self._reserve = self._allowed // 2
         self._visited: list[Tensor] = []
+        # What Ctrl-C keeps: the highest bound so far, and the local minimum it began with.
+        self._told = -math.inf
+        self._problem: OutputProblem | None = None
+        self._local: Configuration | None = None
 
     def solve(self) -> Status:
-        """Relax, bound, round, probe, descend; leave point and bound on the objective."""
+        """Relax, bound, round, probe, descend; leave point and bound on the objective.
+
+        When the watch ends the step the relaxed problem keeps the bound so far, the search its best
+        point, and both are still probed: what is proved by then is a proof.
+        """
+        try:
+            return self._solved()
+        except KeyboardInterrupt:
+            self._keep()
+            raise
+
+    def _solved(self) -> Status:
         objective = self._objective
         bounded: Bounded | None = None
         is_probed = False
         problem: OutputProblem | None = None
         try:
-            problem = self._output_problem()
+            problem = self._problem = self._output_problem()
             bounded = self._relaxed(problem, may_be_quadratic=True)
             self._search(problem, bounded)
             if not self._probe(problem, bounded):
@@ -173,6 +189,24 @@ class _GlobalStep:
             return Status.CERTIFIED if objective.bound.certified else Status.CONVERGED
         return Status.MAX_EVAL if objective.evaluations_left <= 0 else Status.STALLED
 
+    def _keep(self) -> None:
+        """Keep what is known when Ctrl-C comes, if the best point is kept then."""
+        objective = self._objective
+        if self._problem is None or not objective.watch.keeps_best_on_interrupt:
+            return
+        if self._local is not None:
+            with suppress(BudgetExhausted):
+                point = self._problem.assemble(self._local)
+                objective.evaluate(point, settled=True, final=True)
+        if math.isfinite(self._told):  # not probed, so that it is an estimate
+            objective.bound = Bound(min(self._told, objective.best.value), False)
+
+    def _tell(self, value: float, bound: float) -> bool:
+        """Tell the watch of a round of the relaxed problem; return whether the step has to end."""
+        self._told = max(self._told, bound)
+        value = self._objective.best.value if math.isnan(value) else value
+        return self._objective.tell(value, lower_bound=bound)
+
     def _is_near(self, bound: float) -> bool:
         """Whether the best point is within the tolerance of a bound."""
         return self._objective.best.value - bound <= self._options.tolerance_gap * abs(bound)
@@ -186,8 +220,9 @@ class _GlobalStep:
             live_layers(),
             function.runner,
             objective.count_evaluation,
+            function.runner.ranks,
         )
-        problem.oracle.require_same_start(float(function.runner.first_loss))
+        problem.oracle.require_same_start(float(function.runner.first_mean))
         return problem
 
     def _relaxed(self, problem: OutputProblem, *, may_be_quadratic: bool) -> Bounded:
@@ -211,10 +246,11 @@ class _GlobalStep:
             precision=problem.oracle.precision,
             exact_cells=options.exact_cells,
             may_be_quadratic=may_be_quadratic,
-            tell=lambda value, bound: objective.tell(value, lower_bound=bound),
+            tell=self._tell,
         )
         if bounded.model.is_exact:
             self._reserve = 0  # the local solver runs on the model
+        self._told, self._local = bounded.lower_bound, bounded.local
         return bounded
 
     def _search(self, problem: OutputProblem, bounded: Bounded) -> None:
@@ -224,7 +260,7 @@ class _GlobalStep:
 
         def evaluate(x: Configuration) -> float:
             with oracle.watching() as seen:
-                found = self._objective.evaluate(problem.assemble(x), settled=True)
+                found = self._objective.evaluate(problem.assemble(x), settled=True, final=True)
             oracle.require_output_alone(float(self._function.runner.last_loss), seen)
             self._visited.insert(0, problem.particles.output(x.points, x.offset))
             return found.value
@@ -239,19 +275,22 @@ class _GlobalStep:
             precision=oracle.precision,
             seed=options.seed,
             evaluate=evaluate,
+            ends=self._objective.watch.is_over,
         )
 
     def _proved(self, problem: OutputProblem, bounded: Bounded) -> Bounded:
         """Prove an estimate, if the options give time for that."""
-        options = self._options
-        left = self._objective.evaluations_left - _CONFIRMING
+        options, objective = self._options, self._objective
+        left = objective.evaluations_left - _CONFIRMING
+        seconds = min(options.proof_seconds, objective.watch.seconds_left)
+        seconds = float(objective.agree(torch.tensor(seconds, dtype=torch.float64)))
         if left <= 0:
             return bounded
         return proved(
             problem.particles,
             problem.oracle,
             bounded,
-            seconds=options.proof_seconds,
+            seconds=seconds,
             tolerance=options.tolerance_proof,
             precision=problem.oracle.precision,
             exact_cells=options.exact_cells,
@@ -272,10 +311,12 @@ class _GlobalStep:
         """Run the local solver from the anchor, so that the answer is not above its own."""
         objective = self._objective
         if problem is not None and bounded is not None and bounded.model.is_exact:
+            if bounded.local is not None and objective.watch.is_over():
+                return Status.STALLED  # the local minimum that the bound began with was evaluated
             model = problem.through(bounded.model)
             point = descended_on_model(objective, model, self._stopping, self._allowed)
             with suppress(BudgetExhausted):
-                objective.evaluate(point, settled=True)
+                objective.evaluate(point, settled=True, final=True)
             return Status.STALLED
         kept = min(_CONFIRMING, objective.evaluations_left) if bounded is not None else 0
         objective.evaluations_left -= kept
@@ -294,7 +335,7 @@ class _GlobalStep:
         bounded = self._proved(problem, estimated)
         try:
             with oracle.watching() as seen:
-                best = objective.evaluate(objective.best.point, settled=True)
+                best = objective.evaluate(objective.best.point, settled=True, final=True)
             oracle.require_output_alone(float(self._function.runner.last_loss), seen)
             oracle.require_repeatable()
         except BudgetExhausted:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_wprox.certified.problem.of_layer import exchange_labels, particle_problem
 from torch_wprox.certified.problem.oracle import OutputOracle
 from torch_wprox.certified.problem.particle_problem import Configuration, ParticleProblem, Risk
+from torch_wprox.closure.ranks import ALONE, Ranks
 from torch_wprox.layers.mean_field import MeanFieldLayer
 from torch_wprox.objective import Block, LossAndGrad
 from torch_wprox.particles.views import View
@@ -75,6 +76,7 @@ def output_problem(
     layers: dict[int, MeanFieldLayer],
     run: Callable[[], Tensor],
     count: Callable[[], None],
+    ranks: Ranks = ALONE,
 ) -> OutputProblem:
     """Return the step of an optimizer as a problem in the layer's output.
 
@@ -85,6 +87,7 @@ def output_problem(
         layers: Live layers by the id of their parameters.
         run: One evaluation of the closure.
         count: Takes one evaluation from the budget.
+        ranks: Those that take the step together.
 
     Raises:
         ValueError: The parameters are not those of one MeanFieldLayer, its parameterisation is
@@ -109,7 +112,7 @@ def output_problem(
             'distance="emd"'
         )
     parameters = [p for view in views for p in view.parameters]
-    oracle = OutputOracle(layer, parameters, run, count)
+    oracle = OutputOracle(layer, parameters, run, count, ranks)
     bias = layer.output_bias
     bias_block = None if bias is None else by_parameter.get(id(bias))
     exchanges = cloud.distance.assignment is not None
@@ -127,6 +130,7 @@ def output_problem(
         offset_gamma=None if bias_block is None else bias_block.gamma,
         weight_decay=cloud.weight_decay,
         offset_decay=0.0 if bias_block is None else bias_block.weight_decay,
+        ranks=ranks,
     )
 
     return OutputProblem(oracle, particles, anchor, cloud, bias_block)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torch_wprox.closure.guards import BackwardWatch
-from torch_wprox.closure.ranks import Agree, alone
+from torch_wprox.closure.ranks import ALONE, Agree, Ranks, alone
 
 # Averaged gradients are equal to the bit; their norms to the order of summation.
 _SAME_NORM = 1e-3
@@ -38,6 +38,7 @@ class ClosureRunner:
     Attributes:
         runs: How often the closure ran.
         first_loss: What the first run returned, detached: the rank's own loss, not the mean.
+        first_mean: The mean of these over the ranks.
         objection: Key and text of a warning, if the closure does not leave the gradients that
             backward() made; None if it does.
         agree: Makes a tensor the same on all ranks of the group: that of its first rank.
@@ -73,6 +74,7 @@ class ClosureRunner:
         self.objection: tuple[str, str] | None = None
         self.runs = 0
         self.first_loss: Any = None
+        self.first_mean: Tensor = torch.tensor(float("nan"))
         self.last_loss: Tensor = torch.tensor(float("nan"))
 
     def __call__(self) -> Tensor:
@@ -106,6 +108,8 @@ class ClosureRunner:
             )
             self._require_shared_gradients()
         self.last_loss = self._averaged(loss)
+        if self.runs == 1:
+            self.first_mean = self.last_loss
         return self.last_loss
 
     def _watched(self) -> Any:
@@ -146,9 +150,9 @@ class ClosureRunner:
             self._set_random_state(self._random_end)
 
     @property
-    def is_alone(self) -> bool:
-        """Whether no other process steps with this one."""
-        return self._world == 1
+    def ranks(self) -> Ranks:
+        """The ranks that step together."""
+        return ALONE if self._world == 1 else Ranks(self._group, self._device)
 
     def _that_of_first_rank(self, tensor: Tensor) -> Tensor:
         # A copy is sent: the tensor may be part of a state that each rank keeps for itself. Where

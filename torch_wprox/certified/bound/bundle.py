@@ -22,6 +22,7 @@ from torch import Tensor
 from torch_wprox.certified.bound.interior_point import Array, quadratic_program
 from torch_wprox.certified.bound.minorant import Minorant, lower_bound
 from torch_wprox.certified.bound.mixture import Relaxed
+from torch_wprox.certified.bound.spread import Tell
 from torch_wprox.certified.problem.particle_problem import Configuration, ParticleProblem, Risk
 from torch_wprox.certified.responses.best_response import BestResponse
 from torch_wprox.certified.responses.steepest import Steepest
@@ -62,6 +63,7 @@ def bundled(
     tolerance: float,
     max_rounds: int,
     precision: float,
+    tell: Tell,
 ) -> Bundled:
     """Solve the relaxed step from values and gradients alone.
 
@@ -76,12 +78,14 @@ def bundled(
         tolerance: Gap at which to stop, relative.
         max_rounds: Rounds at most.
         precision: Relative rounding error of R.
+        tell: Called at every round with value and bound; a true answer ends it.
     """
     state = _Bundle(problem, respond, cuts, atoms, precision)
     try:
         state.evaluate(risk)
         for _ in range(max_rounds):
-            if state.is_solved(tolerance) or not state.advance(risk):
+            ends = tell(*state.interval) and math.isfinite(state.interval[1])
+            if ends or state.is_solved(tolerance) or not state.advance(risk):
                 break
     except BudgetExhausted:
         pass
@@ -115,6 +119,11 @@ class _Bundle:
         self._value = math.inf
         self._bound = -math.inf
         self._below: Minorant | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Value and bound so far."""
+        return self._value, self._bound
 
     def is_solved(self, tolerance: float) -> bool:
         return self._value - self._bound <= tolerance * abs(self._value)

@@ -10,11 +10,13 @@ in lam' with kinks; conditional gradient stalls on it, nonsmooth BFGS does not.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
 from torch_wprox.certified.bound.mixture import Mixture, Relaxed
+from torch_wprox.certified.bound.spread import Tell
 from torch_wprox.certified.problem.batched_bfgs import batched_bfgs
 from torch_wprox.certified.problem.particle_problem import Configuration, ParticleProblem, Risk
 from torch_wprox.certified.problem.quadratic_model import QuadraticRisk, local_quadratic
@@ -27,6 +29,10 @@ _POOL = 60
 _NEWTON = 20
 _ASCENTS = 4
 _REACH = 0.1
+
+
+class _Ended(Exception):
+    """The search was told to end."""
 
 
 class UnboundedDual(ValueError):
@@ -42,6 +48,7 @@ def maximized_dual(
     tolerance: float,
     max_iter: int,
     precision: float,
+    tell: Tell,
 ) -> Relaxed:
     """Maximise the dual by BFGS, then mix the best responses met into a solution of the step.
 
@@ -53,6 +60,8 @@ def maximized_dual(
         tolerance: Relative increase under which the search ends.
         max_iter: Evaluations of the dual.
         precision: Relative rounding error of the loss's gradient.
+        tell: Called at every evaluation of the dual with NaN (no value of the step is known) and
+            the bound; a true answer ends the search.
     """
     shape = model.centre.shape
     pool: list[Configuration] = []
@@ -79,6 +88,8 @@ def maximized_dual(
         x = answer.configuration
         pool.append(x)
         del pool[:-_POOL]
+        if tell(math.nan, best[0][0]):
+            raise _Ended
         ascent = curved(z, value, lam, problem.output(x.points, x.offset) - z)
         return flat.new_tensor([-bound]), -ascent.reshape(1, -1)
 
@@ -89,10 +100,14 @@ def maximized_dual(
         x = start.reshape(1, -1)
         # Near the edge of the domain the slope is steep, and where R is flat (a saturated logistic
         # loss) a long first step ends on a plateau of the dual: it is kept inside z's own size.
-        steepness = float(negative_dual(x)[1].norm())
-        reach = _REACH * (1.0 + float(x.norm())) / max(steepness, 1e-300)
-        first = min(scale, reach)
-        found = batched_bfgs(negative_dual, x, first, max_rounds=max_iter, tolerance=tolerance)
+        rounds = max_iter
+        with suppress(_Ended):
+            steepness = float(negative_dual(x)[1].norm())
+            reach = _REACH * (1.0 + float(x.norm())) / max(steepness, 1e-300)
+            first = min(scale, reach)
+            rounds = batched_bfgs(
+                negative_dual, x, first, max_rounds=max_iter, tolerance=tolerance
+            ).rounds
         if best:
             bound, multiplier, bound_output = best[0]
         mixture = Mixture(problem, [problem.start(), *pool])
@@ -103,7 +118,7 @@ def maximized_dual(
         mixture.keep(mixture.weights > 0)
         total = risk(mixture.output)[0] + mixture.price
         # Searched responses that were missed once bend the dual; they are known afterwards.
-        max_iter -= found.rounds
+        max_iter -= rounds
         if total - bound <= 1e-6 * abs(total) or max_iter <= 0:
             break
         best.clear()

@@ -99,7 +99,7 @@ def relax(
     else:
         model = local_quadratic(risk, z, *risk(z), precision)
     if not model.is_exact and has_kink(risk, model):
-        return _relaxed_by_cuts(problem, respond, risk, model, max_iter, precision)
+        return _relaxed_by_cuts(problem, respond, risk, model, max_iter, precision, tell)
     inner: Risk = model if model.is_exact else risk
     local: Configuration | None = None
     relaxed: Relaxed | Spread
@@ -112,6 +112,7 @@ def relax(
             tolerance=1e-3 * tolerance,
             max_iter=10 * max_iter,
             precision=precision,
+            tell=tell,
         )
     else:
 
@@ -173,6 +174,7 @@ def _relaxed_by_cuts(
     model: QuadraticRisk,
     max_iter: int,
     precision: float,
+    tell: Tell,
 ) -> Bounded:
     """Solve the relaxed step of a loss with kinks, which has no second-order model."""
     start = Minorant.tangent(model.centre, model.value, model.grad)
@@ -185,6 +187,7 @@ def _relaxed_by_cuts(
         tolerance=_BUNDLED,
         max_rounds=min(max_iter, _ROUNDS),
         precision=precision,
+        tell=tell,
     )
     if not math.isfinite(found.lower_bound):
         raise UnboundedDual(

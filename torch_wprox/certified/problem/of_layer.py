@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from torch_wprox.certified.problem.particle_problem import ParticleProblem
+from torch_wprox.closure.ranks import ALONE, Ranks
 from torch_wprox.layers.mean_field import MeanFieldLayer
 
 
@@ -20,6 +21,7 @@ def particle_problem(
     offset_gamma: float | None = None,
     weight_decay: float = 0.0,
     offset_decay: float = 0.0,
+    ranks: Ranks = ALONE,
 ) -> ParticleProblem:
     """Return the particles and prices of one step of a layer, in float64.
 
@@ -33,6 +35,7 @@ def particle_problem(
         offset_gamma: Its step size; None: it is frozen.
         weight_decay: (weight_decay/2)|V|^2 in F, on the particles.
         offset_decay: The same, on the output bias.
+        ranks: Who shares the sweeps over the particles.
 
     Raises:
         ValueError: The parameterisation is "sphere".
@@ -57,6 +60,7 @@ def particle_problem(
         offset=features.new_zeros(k) if offset is None else offset.detach().to(features),
         offset_stiffness=None if offset_gamma is None else 1.0 / offset_gamma,
         labels=labels,
+        ranks=ranks,
     )
     return problem.with_decay(weight_decay, offset_decay)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torch_wprox.certified.problem.convexity import ConvexityWatch
+from torch_wprox.closure.ranks import ALONE, Ranks
 from torch_wprox.layers.mean_field import MeanFieldLayer
 from torch_wprox.layers.substitution import Observation, SubstituteShapeError
 
@@ -39,14 +40,19 @@ class OutputOracle:
     the loss at the layer's own output that of the closure, and no movement of the parameters may
     change it.
 
+    Among several ranks every one holds some of the samples, and R is the mean of their losses: z is
+    the output on all of them, the first rank's first.
+
     Args:
         layer: The layer whose output z is.
         parameters: Parameters that the step moves; ``run`` clears their gradients.
         run: One evaluation of the closure; returns the loss.
         count: Called before every evaluation; may raise when none is left.
+        ranks: Those that evaluate together.
 
     Attributes:
-        features: X (n, d), the layer's input with a column of ones where neurons have a bias.
+        features: X (n, d), the layer's input on all ranks, with a column of ones where neurons
+            have a bias.
         output: The layer's own output at the start, (n, k).
         dtype: Of that output.
         precision: Relative rounding error of the numbers that the closure returns.
@@ -63,23 +69,29 @@ class OutputOracle:
         parameters: Sequence[Tensor],
         run: Callable[[], Tensor],
         count: Callable[[], None],
+        ranks: Ranks = ALONE,
     ) -> None:
-        self._layer, self._run, self._count = layer, run, count
+        self._layer, self._run, self._count, self._ranks = layer, run, count, ranks
+        self._trained = [p for p in parameters if p.requires_grad]
         count()
         with layer.observing() as seen:
             loss = float(run())
+        several: ValueError | None = None
         if len(seen.calls) != 1:
-            raise ValueError(
+            several = ValueError(
                 f"the closure calls the layer {len(seen.calls)} times, the global solver needs one "
                 "call per evaluation: pass the whole batch at once"
             )
+        ranks.raise_together(several)
         data, output = seen.calls[0]
         self._input = data.clone()  # the closure may write into its batch
         self._shape, self.dtype, self._device = output.shape, output.dtype, output.device
         flat = self._input.reshape(-1, layer.in_features).to(torch.float64)
         ones = flat.new_ones(len(flat), 1)
-        self.features = torch.cat([flat, ones], 1) if layer.has_bias else flat
-        self.output = output.reshape(-1, layer.out_features).to(torch.float64)
+        self._sizes = ranks.sizes(len(flat))
+        flat = torch.cat([flat, ones], 1) if layer.has_bias else flat
+        self.features = ranks.joined(flat, self._sizes)
+        self.output = self._joined(output)
         self.precision = torch.finfo(output.dtype).eps
         self.watch = ConvexityWatch(self.precision)
         self._first = loss
@@ -109,7 +121,7 @@ class OutputOracle:
         """
         with self._layer.observing() as seen:
             yield seen
-        self._require_same_input(seen)
+        self._ranks.raise_together(self._changed_input(seen))
 
     def require_output_alone(self, loss: float, seen: Observation) -> None:
         """Check F(V) = R(z(V)) at the parameters V evaluated last.
@@ -121,7 +133,7 @@ class OutputOracle:
         Raises:
             ValueError: R at that output is another number.
         """
-        z = seen.calls[0][1].reshape(self.output.shape).to(torch.float64)
+        z = self._joined(seen.calls[0][1])
         value, grad, at = self._evaluated(z)
         if not self._same(value, loss):
             raise ValueError(
@@ -169,27 +181,33 @@ class OutputOracle:
     def _same(self, a: float, b: float) -> bool:
         return a == b or abs(a - b) <= _SAME * self.precision * max(abs(a), abs(b))
 
-    def _require_same_input(self, seen: Observation) -> None:
+    def _joined(self, output: Tensor) -> Tensor:
+        """Return the output (n, k) on all ranks from what the layer answered on this one."""
+        mine = output.reshape(-1, self._layer.out_features).to(torch.float64)
+        return self._ranks.joined(mine, self._sizes)
+
+    def _changed_input(self, seen: Observation) -> ValueError | None:
         if len(seen.calls) != 1:
-            raise ValueError(
+            return ValueError(
                 f"the closure called the layer once and now {len(seen.calls)} times: it is not one "
                 f"function of the layer's output. {_REMEDY}"
             )
         now, before = seen.calls[0][0], self._input
         if now.shape != before.shape:
-            raise ValueError(
+            return ValueError(
                 f"the layer's input changed its shape from {tuple(before.shape)} to "
                 f"{tuple(now.shape)} during the step: compute on one batch per step. {_REMEDY}"
             )
         if torch.equal(now, before):
-            return
+            return None
         change = float((now - before).abs().max())
-        if not change <= _SAME * torch.finfo(before.dtype).eps * float(before.abs().max()):
-            raise ValueError(
-                f"the layer's input changed by {change:.3g} during the step: the closure is not "
-                "one function (a batch that changes, noise that torch does not make?). Compute on "
-                f"one batch per step. {_REMEDY}"
-            )
+        if change <= _SAME * torch.finfo(before.dtype).eps * float(before.abs().max()):
+            return None
+        return ValueError(
+            f"the layer's input changed by {change:.3g} during the step: the closure is not "
+            "one function (a batch that changes, noise that torch does not make?). Compute on "
+            f"one batch per step. {_REMEDY}"
+        )
 
     def _move_to(self, values: Sequence[Tensor]) -> None:
         with torch.no_grad():
@@ -206,9 +224,10 @@ class OutputOracle:
         """
         self._count()
         self._move_to(self._anchor if at is None else at)
-        leaf = z.detach().to(self._device, self.dtype).reshape(self._shape).clone()
+        mine = self._ranks.own(z.detach(), self._sizes)
+        leaf = mine.to(self._device, self.dtype).reshape(self._shape).clone()
         leaf.requires_grad_(True)
-        with self.watching(), self._layer.substituting(leaf):
+        with self.watching(), self._layer.substituting(self._answer(leaf)):
             try:
                 loss = float(self._run())
             except SubstituteShapeError as error:
@@ -216,13 +235,26 @@ class OutputOracle:
                     "the layer's input changed its shape during the step: compute on one batch per "
                     f"step. {_REMEDY}"
                 ) from error
+        missing: ValueError | None = None
         if leaf.grad is None:
-            raise ValueError(
+            missing = ValueError(
                 "the loss has no gradient in the layer's output: call backward in the closure, and "
                 "do not detach the output"
             )
-        grad = leaf.grad.to(torch.float64).reshape(z.shape)
-        return loss, grad, leaf.detach().to(torch.float64).reshape(z.shape)
+        self._ranks.raise_together(missing)
+        assert leaf.grad is not None
+        return loss, self._joined(leaf.grad / self._ranks.count), self._joined(leaf.detach())
+
+    def _answer(self, leaf: Tensor) -> Tensor:
+        """Return what the layer answers in the place of its output.
+
+        DistributedDataParallel waits for a gradient of every parameter, and gets zeros.
+        """
+        if self._ranks.group is None:
+            return leaf
+        with torch.enable_grad():
+            nothing = sum(((0.0 * p).sum().to(leaf) for p in self._trained), leaf.new_zeros(()))
+            return leaf + nothing
 
     def _check(self, loss: float, watched: Sequence[Tensor]) -> None:
         """Substitute the layer's own output, also with moved parameters: nothing may change."""

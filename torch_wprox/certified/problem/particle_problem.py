@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from torch_wprox.closure.ranks import ALONE, Ranks
+
 Risk = Callable[[Tensor], tuple[float, Tensor]]
 """z (n, k) -> R(z) and its gradient (n, k)."""
 
@@ -55,6 +57,7 @@ class ParticleProblem:
         labels: (m,): particles of equal label may exchange anchors; None: none may. Exchange
             between equal coefficients changes nothing and need not be declared.
         constant: Number added to the price of every configuration.
+        ranks: Who shares the sweeps over the particles.
     """
 
     features: Tensor
@@ -67,6 +70,7 @@ class ParticleProblem:
     offset_stiffness: float | None = None
     labels: Tensor | None = None
     constant: float = 0.0
+    ranks: Ranks = ALONE
 
     @property
     def inputs(self) -> int:

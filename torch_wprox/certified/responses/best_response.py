@@ -83,7 +83,7 @@ class BestResponse:
             points = torch.empty_like(p.anchors)
             total = fixed
             for a, members in self._groups:
-                found, values = self._oracle.respond(lam, a, p.anchors[members])
+                found, values = self._answers(lam, a, p.anchors[members])
                 points[members] = found
                 total += float(values.sum())
             return Response(Configuration(points, offset, p.start().sigma), total)
@@ -136,18 +136,29 @@ class BestResponse:
         for q, (a, members) in enumerate(self._groups):
             rows = members if p.labels is None else torch.arange(p.width, device=members.device)
             anchors = p.anchors[rows]
-            found = self._oracle.respond(slopes[0], a, anchors)[0][:, : p.inputs]
+            found = self._answers(slopes[0], a, anchors)[0][:, : p.inputs]
             starts = torch.cat([found, anchors[:, : p.inputs]])
             now = time.monotonic()
             end = now + max(0.0, until - now) / (len(self._groups) - q)
-            if a is None:
-                values = trained_values(p, slopes, anchors, starts, tolerance=tolerance, until=end)
-            else:
-                values = frozen_values(
-                    p, slopes, a, anchors, starts, tolerance=tolerance, until=end
-                )
-            cost[:, q, rows] = values
+
+            def bounded(
+                W: Tensor, a: Tensor | None = a, starts: Tensor = starts, end: float = end
+            ) -> tuple[Tensor]:
+                if a is None:
+                    found = trained_values(p, slopes, W, starts, tolerance=tolerance, until=end)
+                else:
+                    found = frozen_values(p, slopes, a, W, starts, tolerance=tolerance, until=end)
+                return (found.T,)
+
+            cost[:, q, rows] = p.ranks.shared(anchors, bounded)[0].T
         return [f + self._least(c) for f, c in zip(fixed, cost, strict=True)]
+
+    def _answers(self, lam: Tensor, a: Tensor | None, anchors: Tensor) -> Answer:
+        """Return the best responses (b, D) and values (b,), of which every rank finds a part."""
+        found, values = self._problem.ranks.shared(
+            anchors, lambda W: self._oracle.respond(lam, a, W)
+        )
+        return found, values
 
     def _least(self, cost: Tensor) -> float:
         """Return the least sum over all admissible assignments of coefficients to anchors."""
@@ -177,7 +188,7 @@ class BestResponse:
 
     def _everywhere(self, lam: Tensor) -> Answer:
         anchors = self._problem.anchors
-        answers = [self._oracle.respond(lam, a, anchors) for a, _ in self._groups]
+        answers = [self._answers(lam, a, anchors) for a, _ in self._groups]
         return torch.stack([v for v, _ in answers]), torch.stack([f for _, f in answers])
 
     def _with_exchange(self, lam: Tensor, offset: Tensor, fixed: float) -> Response:

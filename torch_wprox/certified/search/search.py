@@ -54,6 +54,7 @@ def search(
     precision: float,
     seed: int,
     evaluate: Callable[[Configuration], float],
+    ends: Callable[[], bool],
 ) -> Configuration:
     """Round the relaxed solution to m particles and descend from there.
 
@@ -71,6 +72,7 @@ def search(
         precision: Relative rounding error of the loss's gradient.
         seed: Of the random roundings.
         evaluate: P at a configuration, one closure evaluation.
+        ends: Whether time is up: the best so far is then the answer.
 
     Returns:
         The best configuration found.
@@ -80,22 +82,24 @@ def search(
     if not model.is_exact:
         value, lam = risk(relaxed.output)
         model = local_quadratic(risk, relaxed.output, value, lam, precision)
-    descend = descent(problem, polish, generator)
+    descend = _until(ends, descent(problem, polish, generator))
     goal = bounded.lower_bound + tolerance_gap * abs(bounded.lower_bound)
     if isinstance(relaxed, Spread):
-        best = _settled(problem, bounded, relaxed, model, generator, starts, polish)
+        best = _settled(problem, bounded, relaxed, model, generator, starts, polish, ends)
     else:
         met: list[Configuration] = []
         for batch in _starts(problem, relaxed, model, generator, starts):
             met.extend(descend(batch, model))
             met.sort(key=lambda x: _modelled(problem, x, model))
-            if _modelled(problem, met[0], model) <= goal:
+            if ends() or _modelled(problem, met[0], model) <= goal:
                 break
         best = met[0]
-        if has_cells(problem) and problem.labels is None:
-            best = _hopped(problem, bounded, goal, met, model, descend, polish, generator)
+        if has_cells(problem) and problem.labels is None and not ends():
+            best = _hopped(problem, bounded, goal, met, model, descend, polish, generator, ends)
     reached = evaluate(best)
     for _ in range(0 if model.is_exact else _REMODELS):
+        if ends():
+            break
         z = problem.output(best.points, best.offset)
         value, lam = risk(z)
         model = local_quadratic(risk, z, value, lam, precision)
@@ -105,6 +109,11 @@ def search(
             break
         best, reached = x, found
     return best
+
+
+def _until(ends: Callable[[], bool], descend: Descent) -> Descent:
+    """Return the descent that leaves its batch as it is once time is up."""
+    return lambda batch, model: batch if ends() else descend(batch, model)
 
 
 def _modelled(problem: ParticleProblem, x: Configuration, model: QuadraticRisk) -> float:
@@ -120,6 +129,7 @@ def _hopped(
     descend: Descent,
     polish: int,
     generator: torch.Generator,
+    ends: Callable[[], bool],
 ) -> Configuration:
     """Where the search over cells ends far above the bound, descend by BFGS and over cells in turn.
 
@@ -136,10 +146,10 @@ def _hopped(
         return min(met, key=lambda x: _modelled(problem, x, model))
     if lowest <= bound + _WIDE * abs(bound):
         return met[0]
-    hop = bfgs_descent(problem, polish, generator)
+    hop = _until(ends, bfgs_descent(problem, polish, generator))
     field = met[:_FIELD]
     for _ in range(_HOPS):
-        if _modelled(problem, field[0], model) <= bound + _WIDE * abs(bound):
+        if ends() or _modelled(problem, field[0], model) <= bound + _WIDE * abs(bound):
             break
         field = [*field, *descend(hop(field, model), model)]
         field.sort(key=lambda x: _modelled(problem, x, model))
@@ -155,6 +165,7 @@ def _settled(
     generator: torch.Generator,
     count: int,
     polish: int,
+    ends: Callable[[], bool],
 ) -> Configuration:
     """Descend a little from many roundings, further from the best few, to the end from the best.
 
@@ -165,7 +176,7 @@ def _settled(
     if bounded.local is not None:
         field.append(bounded.local)
     for share, kept in _HEATS:
-        descend = descent(problem, max(1, int(share * polish)), generator)
+        descend = _until(ends, descent(problem, max(1, int(share * polish)), generator))
         field = [x for start in field for x in descend([start], model)]
         field.sort(key=lambda x: _modelled(problem, x, model))
         field = field[:kept]
