@@ -14,6 +14,10 @@ TEST_ENV := $(VENV)/.test
 DEV_ENV  := $(VENV)/.dev
 endif
 
+# Two workers, each with half of the tests, that take over from each other at the end.
+WORKERS ?= 2
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint quick check bench gpu gallery notebooks docs nightly dist lowest clean
 
@@ -38,7 +42,7 @@ demo: $(TEST_ENV)  ## The main experiment; figures in out/sinus.
 	$(PY) -m lightning_examples.sinus --out $(OUT)/sinus
 
 test: $(TEST_ENV)  ## The whole test suite (nightly drills aside).
-	$(PY) -m pytest -m "not nightly"
+	$(PY) $(PYTEST) -m "not nightly"
 
 lint: $(DEV_ENV)  ## ruff, mypy, spelling and prose.
 	$(PY) -m ruff check
@@ -48,10 +52,10 @@ lint: $(DEV_ENV)  ## ruff, mypy, spelling and prose.
 	$(PY) .ci/prose
 
 quick: lint     ## lint, and the tests that are not slow: under a minute.
-	$(PY) -m pytest -q -m "not slow and not nightly"
+	$(PY) $(PYTEST) -q -m "not slow and not nightly"
 
 check: lint docs  ## lint, docs and the whole test suite: what a change must pass.
-	$(PY) -m pytest -m "not nightly"
+	$(PY) $(PYTEST) -m "not nightly"
 
 bench: $(TEST_ENV)  ## Benchmarks: under 30 minutes on two cores.
 	$(PY) -m benchmarks
