@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table; draw the figure where asked."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--figure", type=Path, help="also draw one step here")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="initialisations")
     parser.add_argument("--budget", type=int, default=2000, help="evaluations in the figure")
     parser.add_argument("--fast", action="store_true", help="one seed")
     add_arguments(parser)

@@ -95,9 +95,9 @@ def adam_objective(problem: Problem, iterations: int) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=10_000, help="of Adam")
-    parser.add_argument("--max-eval", type=int, default=4000, help="of ours")
+    parser.add_argument("--seeds", type=int, default=5, help="initialisations")
+    parser.add_argument("--iterations", type=int, default=10_000, help="iterations of Adam")
+    parser.add_argument("--max-eval", type=int, default=4000, help="evaluations of a proximal step")
     parser.add_argument("--fast", action="store_true", help="one seed, few iterations")
     add_arguments(parser)
     args = parser.parse_args(argv)

@@ -65,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Certified]:
     parser = experiment.parser(__doc__, "certified")
     parser.add_argument("--gamma", type=float, default=1.0, help="step size")
     parser.add_argument("--steps", type=int, default=10, help="proximal steps")
-    parser.add_argument("--seed", type=int, default=0, help="of the initialisation")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the initialisation")
     parser.add_argument("--max-eval", type=int, default=2000, help="evaluations per local step")
-    parser.add_argument("--iterations", type=int, default=5000, help="of Adam")
-    parser.add_argument("--weight-decay", type=float, default=1e-2, help="of Adam")
+    parser.add_argument("--iterations", type=int, default=5000, help="iterations of Adam")
+    parser.add_argument("--weight-decay", type=float, default=1e-2, help="weight decay of Adam")
     args = parser.parse_args(argv)
     if args.fast:
         args.steps, args.max_eval, args.iterations = min(args.steps, 2), 60, 300

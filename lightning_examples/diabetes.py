@@ -66,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Run]:
     parser.add_argument("--m", type=int, default=100, help="neurons")
     parser.add_argument("--gamma", type=float, default=1.0, help="step size of the proximal steps")
     parser.add_argument("--lr", type=float, default=1e-2, help="step size of Adam")
-    parser.add_argument("--budget", type=int, default=2000, help="closure evaluations each")
+    parser.add_argument("--budget", type=int, default=2000, help="closure evaluations of a run")
     parser.add_argument("--steps", type=int, default=20, help="proximal steps on all patients")
-    parser.add_argument("--batch", type=int, default=64, help="patients of a minibatch")
-    parser.add_argument("--seed", type=int, default=0, help="of initialisation and batches")
+    parser.add_argument("--batch", type=int, default=64, help="patients in a minibatch")
+    parser.add_argument("--seed", type=int, default=0, help="seed of network and batches")
     args = parser.parse_args(argv)
     if args.fast:
         args.budget, args.steps = 60, 3

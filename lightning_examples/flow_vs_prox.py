@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = experiment.parser(__doc__, "flow_vs_prox")
     parser.add_argument("--m", type=int, default=10, help="neurons")
     parser.add_argument("--time", type=float, default=0.02, help="T, where all are compared")
-    parser.add_argument("--halvings", type=int, default=7, help="of gamma, from T on")
+    parser.add_argument("--halvings", type=int, default=7, help="how often gamma = T is halved")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each kind")
     args = parser.parse_args(argv)
     if args.fast:

@@ -42,7 +42,7 @@ EXAMPLES = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", choices=EXAMPLES, default=EXAMPLES, help="which")
+    parser.add_argument("--only", nargs="*", choices=EXAMPLES, default=EXAMPLES, help="run these")
     parser.add_argument("--out", type=Path, default=Path("out/gallery"), help="work folder")
     parser.add_argument("--to", type=Path, help="copy figures and tables here; none: leave them")
     parser.add_argument("--fast", action="store_true", help="small runs")

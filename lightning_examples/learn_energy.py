@@ -203,7 +203,7 @@ def plot_variations(found: dict[int, Variation], args: Any) -> None:
 # %% The run
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = experiment.parser(__doc__, "learn_energy", m=400, steps=20)
-    parser.add_argument("--particles", type=int, default=1000, help="in a cloud")
+    parser.add_argument("--particles", type=int, default=1000, help="particles in a cloud")
     parser.add_argument("--train", type=int, default=200, help="evaluations of a network's loss")
     args = parser.parse_args(argv)
     if args.fast:

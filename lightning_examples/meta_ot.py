@@ -220,7 +220,7 @@ def grids(args: Any) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = experiment.parser(__doc__, "meta_ot", m=200, steps=10)
-    parser.add_argument("--evaluations", type=int, default=300, help="of a descent")
+    parser.add_argument("--evaluations", type=int, default=300, help="evaluations of a descent")
     parser.add_argument("--families", type=int, default=40, help="descents to learn from")
     parser.add_argument("--train", type=int, default=3000, help="training steps of a network")
     args = parser.parse_args(argv)

@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--gamma", type=float, default=1e10, help="step size of the proximal steps")
     parser.add_argument("--lr", type=float, default=3e-3, help="step size of Adam")
     parser.add_argument("--budget", type=int, default=2000, help="closure evaluations of a run")
-    parser.add_argument("--seed", type=int, default=0, help="of the initialisation")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the initialisation")
     args = parser.parse_args(argv)
     if args.fast:
         args.budget = 30

@@ -108,7 +108,7 @@ def draw(rows: list[dict[str, Any]]) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = experiment.parser(__doc__, "tabular", gamma=1.0, m=20, n=80, max_eval=500)
-    parser.add_argument("--seed", type=int, default=0, help="of the initialisation")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the initialisation")
     args = parser.parse_args(argv)
     if args.fast:
         args.m, args.n, args.max_eval = 8, 15, 60

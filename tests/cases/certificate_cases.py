@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_wprox import FrobeniusProx, MeanFieldLayer, StepReport, WassersteinProx
+from torch_wprox.layers.parameterizations import PARAMETERIZATIONS
 
 F64 = torch.float64
-FORMS = ("joint", "signed", "clouds", "radial")
+FORMS = [name for name, form in PARAMETERIZATIONS.items() if form.is_homogeneous]
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -119,8 +120,9 @@ def random_step(seed: int, family: str) -> Step:
     dtype = torch.float32 if whole(0, 2) == 0 else F64
     if family == "nonconvex":
         n, k, m, dtype = max(n, 4), 1, 2 * m, F64
+    form = FORMS[whole(0, len(FORMS) - 1)]
     layer = MeanFieldLayer(
-        d, m, k, parameterization=FORMS[whole(0, 3)], reduction=("sum", "mean")[whole(0, 1)],
+        d, m, k, parameterization=form, reduction=("sum", "mean")[whole(0, 1)],
         output_bias=whole(0, 3) == 0, bias=whole(0, 3) > 0, generator=g, dtype=dtype,
     )  # fmt: skip
     scale, gamma = power(-2, 0.5), power(-2, 2)

@@ -10,18 +10,20 @@ import torch
 
 from conftest import DEVICE, closure_for
 from torch_wprox import FrobeniusProx, MeanFieldLayer, Status, WassersteinProx
+from torch_wprox.layers.parameterizations import PARAMETERIZATIONS
 from torch_wprox.optim import catalog
 from torch_wprox.particles.layouts import views_of_group
 
 pytestmark = pytest.mark.slow  # in all: too long for `make quick`
 
-FORMS = ["joint", "signed", "clouds", "sphere", "radial"]
+FORMS = list(PARAMETERIZATIONS)
 DISTANCES, SOLVERS = list(catalog.DISTANCES), list(dict.fromkeys(["auto", *catalog.SOLVERS]))
 
 
 def is_supported(distance, solver, form):
-    """The global solver knows the transport and the Frobenius cost in flat or cone coordinates."""
-    return solver != "global" or (distance in ("frobenius", "emd") and form != "sphere")
+    """The global solver knows the transport and the Frobenius cost of homogeneous particles."""
+    is_known = distance in ("frobenius", "emd") and PARAMETERIZATIONS[form].is_homogeneous
+    return solver != "global" or is_known
 
 
 def supported(combinations):
@@ -32,7 +34,7 @@ EVERYTHING = supported(itertools.product(DISTANCES, SOLVERS, FORMS))
 # Every pair (distance, solver) and (distance, form).
 PAIRS = supported(
     [
-        (distance, solver, FORMS[(2 * i + j) % 5])
+        (distance, solver, FORMS[(2 * i + j) % len(FORMS)])
         for (i, distance), (j, solver) in itertools.product(
             enumerate(DISTANCES), enumerate(SOLVERS)
         )

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 import importlib
+import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +34,6 @@ def _no_window() -> Iterator[None]:
     plt.switch_backend(before)
 
 
-def fast(name: str, out: Path, *flags: str) -> Any:
-    module = importlib.import_module(f"lightning_examples.{name}")
-    return module.main(["--fast", "--no-progress", "--out", str(out), *flags])
-
-
 def shows_data(ax: Axes) -> bool:
     """Whether something with finite coordinates is drawn, or the axes are switched off."""
     lines = [np.asarray(line.get_xydata(), dtype=float) for line in ax.get_lines()]
@@ -45,6 +44,44 @@ def shows_data(ax: Axes) -> bool:
     )
 
 
+def fast(name: str, out: Path, *flags: str) -> Any:
+    module = importlib.import_module(f"lightning_examples.{name}")
+    return module.main(["--fast", "--no-progress", "--out", str(out), *flags])
+
+
+@dataclass(frozen=True)
+class Ran:
+    """An example with ``--fast``: what ``main`` returned, wrote and printed."""
+
+    result: Any
+    folder: Path
+    printed: str
+
+    @property
+    def written(self) -> set[str]:
+        return {file.name for file in self.folder.iterdir() if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ran]:
+    """Run an example once for all the tests that ask for it."""
+    save = output.save
+
+    def checked(ax: Axes, path: Path, size: tuple[float, float]) -> None:
+        for axes in ax.figure.figure.axes:
+            assert shows_data(axes), f"{path.name} has an empty axes: {axes}"
+        save(ax, path, size)
+
+    @cache
+    def run(name: str) -> Ran:
+        folder, printed = tmp_path_factory.mktemp(name), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+            patch.setattr(output, "save", checked)
+            return Ran(fast(name, folder), folder, printed.getvalue())
+
+    return run
+
+
 def table(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -53,36 +90,24 @@ def table(path: Path) -> list[dict[str, str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example_writes_every_file_that_the_gallery_holds(
-    name: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, ran: Callable[[str], Ran]
 ) -> None:
-    save = output.save
-
-    def checked(ax: Axes, path: Path, size: tuple[float, float]) -> None:
-        for axes in ax.figure.figure.axes:
-            assert shows_data(axes), f"{path.name} has an empty axes: {axes}"
-        save(ax, path, size)
-
-    monkeypatch.setattr(output, "save", checked)
-    fast(name, tmp_path)
-    written = {file.name for file in tmp_path.iterdir() if file.is_file()}
-    assert {f"{name}.png", f"{name}.csv"} <= written
+    found = ran(name)
+    assert {f"{name}.png", f"{name}.csv"} <= found.written
     held = ROOT / "docs" / "gallery"
-    for file in written:
+    for file in found.written:
         assert (held / file).exists(), f"{file} is new: run `make gallery`"
-    for ours, theirs in zip(
-        table(tmp_path / f"{name}.csv"), table(held / f"{name}.csv"), strict=False
-    ):
+        if not file.endswith(".csv"):
+            assert f"wrote {found.folder / file}" in found.printed
+    rows, kept = table(found.folder / f"{name}.csv"), table(held / f"{name}.csv")
+    assert rows
+    for ours, theirs in zip(rows, kept, strict=False):
         assert ours.keys() == theirs.keys()
-    assert capsys.readouterr().out.count("\n") > 2
 
 
 @pytest.mark.slow
-def test_two_points_follow_the_closed_forms(tmp_path: Path) -> None:
-    fast("two_points", tmp_path)
-    for row in table(tmp_path / "two_points.csv"):
+def test_two_points_follow_the_closed_forms(ran: Callable[[str], Ran]) -> None:
+    for row in table(ran("two_points").folder / "two_points.csv"):
         # The inner solver stops at a relative residual of 1e-13, amplified by g = 10 at most.
         assert float(row["error"]) < 1e-10, row
     held = table(ROOT / "docs" / "gallery" / "two_points.csv")
@@ -91,10 +116,9 @@ def test_two_points_follow_the_closed_forms(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_sinus_descends_in_every_step_and_wasserstein_is_the_smaller_distance(
-    tmp_path: Path,
+    ran: Callable[[str], Ran],
 ) -> None:
-    runs = fast("sinus", tmp_path)
-    for run in runs.values():
+    for run in ran("sinus").result.values():
         assert run.losses == sorted(run.losses, reverse=True)
         for report in run.reports:
             assert report.objective <= report.loss_before
@@ -168,6 +192,14 @@ def test_the_gallery_page_of_certified_says_what_its_table_says() -> None:
 
 
 @pytest.mark.slow
+def test_the_global_step_on_tables_ends_lowest(ran: Callable[[str], Ran]) -> None:
+    for name in ("surface", "diabetes"):
+        rows = [row for row in ran("tabular").result if row["table"] == name]
+        reached = {row["solver"]: row["objective"] for row in rows}
+        assert reached["global"] <= min(reached.values()) + 1e-12
+
+
+@pytest.mark.slow
 def test_sinus_takes_the_flags_that_it_names(tmp_path: Path) -> None:
     wanted = {"m": 6, "n": 4, "gamma": 0.1, "seed": 3, "scale": 0.5, "solver": "gd", "steps": 1}
     flags = [part for name, value in wanted.items() for part in (f"--{name}", str(value))]
@@ -177,9 +209,8 @@ def test_sinus_takes_the_flags_that_it_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_diabetes_spends_no_more_than_the_budget(tmp_path: Path) -> None:
-    runs = fast("diabetes", tmp_path)
-    for name, run in runs.items():
+def test_diabetes_spends_no_more_than_the_budget(ran: Callable[[str], Ran]) -> None:
+    for name, run in ran("diabetes").result.items():
         assert run.evaluations[-1] <= 60 * 1.1, name  # L-BFGS may finish its line search
         assert run.losses[-1] < run.losses[0], name
 

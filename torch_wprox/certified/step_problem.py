@@ -91,7 +91,7 @@ def output_problem(
 
     Raises:
         ValueError: The parameters are not those of one MeanFieldLayer, its parameterisation is
-            "sphere", or the distance is neither "emd" nor Frobenius.
+            not homogeneous, or the distance is neither "emd" nor Frobenius.
     """
     owners = {id(p): layers.get(id(p)) for view in views for p in view.parameters}
     found = {id(layer): layer for layer in owners.values() if layer is not None}

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch_wprox.certified.problem.particle_problem import ParticleProblem
 from torch_wprox.closure.ranks import ALONE, Ranks
 from torch_wprox.layers.mean_field import MeanFieldLayer
+from torch_wprox.layers.parameterizations import PARAMETERIZATIONS
 
 
 def particle_problem(
@@ -38,12 +39,13 @@ def particle_problem(
         ranks: Who shares the sweeps over the particles.
 
     Raises:
-        ValueError: The parameterisation is "sphere".
+        ValueError: The parameterisation is not homogeneous.
     """
     if not layer.form.is_homogeneous:
+        able = [repr(name) for name, form in PARAMETERIZATIONS.items() if form.is_homogeneous]
         raise ValueError(
-            'the global solver knows the Euclidean and the cone cost, not that of "sphere": take '
-            'parameterization="joint", "signed" or "clouds"'
+            "the global solver needs an output and a ground cost that scale along rays, got "
+            f"parameterization={layer.parameterization!r}: take {' or '.join(able)}"
         )
     m, k = layer.width, layer.out_features
     scale = 1.0 / m if layer.reduction == "mean" else 1.0
