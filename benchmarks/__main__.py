@@ -25,6 +25,7 @@ NAMES = (
     "grid_jko",
     "scale",
     "maps",
+    "learned",
     "compiled",
 )
 

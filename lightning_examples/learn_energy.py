@@ -2,13 +2,12 @@
 
     python -m lightning_examples.learn_energy
 
-1000 particles that start evenly in [-4, 4]^2 take five steps of dt .01 down a test function (the
+1000 particles that start evenly in [-4, 4]^2 take five steps of dt 0.01 down a test function (the
 setting of JKOnet*, Terpin et al. 2024; nobody knows which particle went where). A potential is
 learned from them in three families, and predicts the next cloud of 1000 others. The steps are
-implicit, those of the JKO scheme, or explicit, as in the paper, whose condition is then true to
-first order in dt only. Then the neurons of a network in training: what drives them is F'(mu), the
-first variation of the loss, known in closed form: s (2/n) sum_j r_j relu(<x_j, w>). It is learned
-from two clouds.
+implicit, those of the JKO scheme, or explicit, as in the paper. Then the neurons of a network in
+training: what drives them is F'(mu), the first variation of the loss, known in closed form:
+s (2/n) sum_j r_j relu(<x_j, w>). It is learned from two clouds.
 """
 
 from __future__ import annotations
@@ -219,7 +218,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         for family, features in families().items():
             if family == "network" and not implicit:
                 continue
-            found = learn_energy(clouds, DT, potential=features, max_eval=args.train, ridge=1e-6)
+            how: dict[str, Any] = {"max_eval": args.train, "ridge": 1e-6, "scheme": steps}
+            found = learn_energy(clouds, DT, potential=features, **how)
             judgement = judged(found, function, other[0], other[1])
             rows.append({"potential": name, "steps": steps, "family": family, **judgement})
             if family == "bumps" and implicit:
