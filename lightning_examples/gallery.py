@@ -34,6 +34,7 @@ EXAMPLES = (
     "deeper",
     "fokker_planck",
     "mean_field_langevin",
+    "colours",
     "learn_energy",
     "meta_ot",
     "pinn",

@@ -73,6 +73,22 @@ def test_the_page_of_mean_field_langevin_says_what_its_table_says() -> None:
     assert above[-1] > 0
 
 
+def test_the_page_of_colours_says_what_its_table_says() -> None:
+    said, rows = page("colours"), table("colours")
+    methods = {row["method"] for row in rows}
+    found = {}
+    for method in methods:
+        there, back = (row for row in rows if row["method"] == method)
+        cells = [f"{float(r['W2 to the target']):.3f}" for r in (there, back)]
+        cells += [f"{float(r['variance explained']):.2f}" for r in (there, back)]
+        assert f"| {method} | {' | '.join(cells)} |" in said
+        found[method] = [float(r["W2 to the target"]) for r in (there, back)]
+        found[method] += [float(r["cost over W2^2 of the move"]) for r in (there, back)]
+    assert max(found["convex maps"][2:]) < 1.0025
+    floor = found["other pixels of the target"]
+    assert all(ours < 1.05 * other for ours, other in zip(found["convex maps"], floor, strict=True))
+
+
 def test_the_page_of_predicted_transport_says_what_its_table_says() -> None:
     said, rows = page("meta_ot"), table("meta_ot")
     found = {}
