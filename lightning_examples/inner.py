@@ -74,7 +74,8 @@ def draw(ax: Any, low: Any, name: str, states: list[State], best: Tensor) -> Non
             size = forces[:, k, i].norm(dim=1)
             unit = 0.2 * forces[at, k, i] / size[at, None].clamp(min=1e-12)
             plane.plot_arrows(ax, way[at, i], unit, plotting.PALETTE[k], "" if i else label)
-            if size.max() > 1e-4:  # what stays below the axis has no curve
+            seen = size > 1e-4  # what stays below the axis, but for single points, has no curve
+            if (seen[1:] & seen[:-1]).any():
                 at_all = size.where(size > 0, torch.nan)
                 curves[f"{who}: {label}"] = (range(1, len(size) + 1), at_all)
     plane.plot_inactive(ax, X)

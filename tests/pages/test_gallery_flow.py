@@ -63,6 +63,11 @@ def test_early() -> None:
     assert (GALLERY / "early.gif").stat().st_size < 1_500_000
 
 
+def test_grid() -> None:
+    ends = [f"{float(r['f']):.3g}" for r in table("grid") if r["step"] == "15"]
+    assert "fifteen steps is {}, {} and {}.".format(*ends) in page("grid")
+
+
 def test_inner() -> None:
     rows, text = table("inner"), page("inner")
     last = {row["descent"]: row for row in rows}
@@ -132,33 +137,33 @@ def test_certified() -> None:
 
 def test_sinus_gammas() -> None:
     rows, text = table("sinus_gammas"), page("sinus_gammas")
-    few = [row for row in rows if int(row["seed"]) < 3 and row["descent"] == "Wasserstein"]
-    apart = medians(few, "gamma", "apart")
+    apart = medians([r for r in rows if r["descent"] == "Wasserstein"], "gamma", "apart")
     sizes = [short(apart[gamma], 2) for gamma in apart]
     assert list(apart) == ["1e-05", "0.0001", "0.001", "0.01", "0.1", "1"]
     assert "are {}, {}, {}, {}, {} and {} of the way".format(*reversed(sizes)) in text
     exchanged = [float(r["permuted"]) for r in rows if r["gamma"] == "1e-05"]
     assert [share for share in exchanged if share] == [2 / 50]
-    assert "at $10^{-5}$ one of the three seeds exchanges neurons, two of fifty" in text
+    assert "at $10^{-5}$ one of the twelve seeds exchanges neurons, two of fifty" in text
     loss = {(r["descent"], r["gamma"], r["seed"]): float(r["loss"]) for r in rows}
+    assert len([key for key in loss if key[0] == "Wasserstein"]) == 6 * 12
     for (name, gamma, seed), value in loss.items():
         if name == "Wasserstein" and float(gamma) <= 0.01:
-            assert abs(value - loss["Frobenius", gamma, seed]) < 0.005
+            assert abs(value - loss["Frobenius", gamma, seed]) < 0.014
+    assert "by less than 0.014 in every seed" in text
     ends = {
         name: sorted(v for (n, g, _), v in loss.items() if (n, g) == (name, "1")) for name in BOTH
     }
     middle = [median(ends[name]) for name in BOTH]
-    assert f"{short(middle[0], 4)} for Wasserstein and {short(middle[1], 2)} for" in text
+    assert f"{middle[0]:.1e} for Wasserstein and {middle[1]:.1e} for" in text
     stuck = [sum(value > 0.1 for value in ends[name]) for name in BOTH]
     assert "{} seeds of 12 (Wasserstein) and {} of 12".format(*stuck) in text
     x, y = problems.sinus()
     affine, bump = problems.least_loss(x, y, ()), problems.least_loss(x, y, (0.0, 0.25))
-    assert f"{short(affine, 4)}, the least loss of an affine" in text
-    assert f"just above {short(bump, 4)}, the least" in text
-    for plateau in (affine, 0.4325):
-        assert not any(abs(v - plateau) < 1e-3 for name in BOTH for v in ends[name])
-    bumps = [sum(bump <= v < bump + 0.01 for v in ends[name]) for name in BOTH]
-    assert "({} and {} seeds)".format(*bumps) in text
+    assert f"within 0.02 of {short(affine, 4)}, the least loss of an affine" in text
+    assert all(abs(v - affine) < 0.02 for name in BOTH for v in ends[name] if v > 0.1)
+    assert f"None ends near {short(bump, 4)}, the least" in text
+    for plateau in (bump, 0.4325):
+        assert not any(abs(v - plateau) < 0.01 for name in BOTH for v in ends[name])
     solved = [r for r in rows if r["descent"] == "global"]
     assert all(float(r["relative gap"]) < 0.012 for r in solved)
     assert round(loss["global", "1", "0"] * 1e9) == 8

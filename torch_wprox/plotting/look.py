@@ -134,8 +134,8 @@ def label_log_axis(ax: Axes) -> None:
     from matplotlib.ticker import LogLocator
 
     low, high = ax.get_ylim()
-    if ax.get_yscale() == "log" and high < 30 * low:
-        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    if ax.get_yscale() == "log" and high < 100 * low:
+        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         ax.yaxis.set_minor_formatter("{x:.2g}")
         ax.yaxis.set_major_formatter("{x:.2g}")
 
