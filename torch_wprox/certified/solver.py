@@ -32,6 +32,8 @@ _KEPT = 12
 _CONFIRMING = 3
 # Outputs that the search came to last and that probes start from.
 _VISITED = 4
+# Share of a time budget that the relaxed step leaves.
+_FOR_ROUNDING = 0.4
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,15 @@ class _GlobalStep:
         self._told = -math.inf
         self._problem: OutputProblem | None = None
         self._local: Configuration | None = None
+        # With a time budget the relaxed step has to leave some of it for rounding.
+        self._kept_seconds = _FOR_ROUNDING * objective.watch.seconds_left
+
+    def _relaxed_enough(self) -> bool:
+        """Whether the relaxed step has had its share of the time; ranks have clocks of their own."""
+        watch = self._objective.watch
+        if watch.is_over():
+            return True
+        return self._objective.is_alone and watch.seconds_left < self._kept_seconds < math.inf
 
     def solve(self) -> Status:
         """Relax, bound, round, probe, descend; leave point and bound on the objective.
@@ -247,6 +258,7 @@ class _GlobalStep:
             exact_cells=options.exact_cells,
             may_be_quadratic=may_be_quadratic,
             tell=self._tell,
+            ends=self._relaxed_enough,
         )
         if bounded.model.is_exact:
             self._reserve = 0  # the local solver runs on the model

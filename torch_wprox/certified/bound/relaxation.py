@@ -15,6 +15,7 @@ from torch_wprox.certified.bound.dual import UnboundedDual, maximized_dual
 from torch_wprox.certified.bound.minorant import Minorant, linear_value, lower_bound
 from torch_wprox.certified.bound.mixture import Relaxed
 from torch_wprox.certified.bound.spread import Spread, Tell, spread_over_rays
+from torch_wprox.certified.problem.batched_bfgs import Ends, unlimited
 from torch_wprox.certified.problem.convexity import refuse_nonconvex
 from torch_wprox.certified.problem.local_descent import bfgs_descent
 from torch_wprox.certified.problem.particle_problem import (
@@ -69,6 +70,7 @@ def relax(
     exact_cells: int,
     may_be_quadratic: bool = True,
     tell: Tell = never,
+    ends: Ends = unlimited,
 ) -> Bounded:
     """Solve the relaxed step and return its bound.
 
@@ -86,11 +88,16 @@ def relax(
         may_be_quadratic: False where a model was believed to be the loss itself, and was not.
         tell: Called every round with the value of the relaxed step and the bound so far; a true
             answer ends it.
+        ends: Whether time is up, asked in between: the best so far is then bounded.
 
     Raises:
         ValueError: R is not convex.
         UnboundedDual: No bound was found.
     """
+
+    def told(value: float, bound: float) -> bool:
+        return tell(value, bound) or ends()
+
     respond = BestResponse(problem, exact_cells)
     start = problem.start()
     z = problem.output(start.points, start.offset)
@@ -99,7 +106,7 @@ def relax(
     else:
         model = local_quadratic(risk, z, *risk(z), precision)
     if not model.is_exact and has_kink(risk, model):
-        return _relaxed_by_cuts(problem, respond, risk, model, max_iter, precision, tell)
+        return _relaxed_by_cuts(problem, respond, risk, model, max_iter, precision, told)
     inner: Risk = model if model.is_exact else risk
     local: Configuration | None = None
     relaxed: Relaxed | Spread
@@ -112,7 +119,7 @@ def relax(
             tolerance=1e-3 * tolerance,
             max_iter=10 * max_iter,
             precision=precision,
-            tell=tell,
+            tell=told,
         )
     else:
 
@@ -120,7 +127,7 @@ def relax(
             return local_quadratic(risk, z, value, lam, precision)
 
         if not has_cells(problem):
-            descend = bfgs_descent(problem, _WARM, torch.Generator().manual_seed(0))
+            descend = bfgs_descent(problem, _WARM, torch.Generator().manual_seed(0), ends)
             (local,) = descend([start], model)
         if local is None or problem.labels is not None:
             relaxed = conditional_gradient(
@@ -132,7 +139,7 @@ def relax(
                 [start if local is None else local],
                 tolerance=tolerance,
                 max_iter=max_iter,
-                tell=tell,
+                tell=told,
             )
         else:
             relaxed = spread_over_rays(
@@ -144,6 +151,7 @@ def relax(
                 [local],
                 tolerance=max(tolerance, _EXACT if respond.is_exact else _SEARCHED),
                 tell=tell,
+                ends=ends,
             )
     if model.is_exact and not model.agrees(relaxed.output, *risk(relaxed.output), precision):
         return relax(
@@ -155,6 +163,7 @@ def relax(
             exact_cells=exact_cells,
             may_be_quadratic=False,
             tell=tell,
+            ends=ends,
         )
     below, bound = _settled(problem, respond, risk, model, relaxed, local, precision)
     highest = model.value + problem.price(start)
@@ -229,6 +238,14 @@ def _settled(
         if math.isfinite(bound):
             break
         share = max(4.0 * share, 16.0 * precision)
+    if model.is_exact and bound < model(model.minimizer())[0]:
+        # The relaxed step ended early: smaller gradients, down to 0, say more.
+        for share in _SMALLER:
+            at = z + share * inside
+            other = Minorant.tangent(at, *risk(at))
+            higher = lower_bound(problem, respond, other, precision, known)
+            if higher > bound:
+                below, bound = other, higher
     return below, bound
 
 
@@ -269,6 +286,8 @@ def held_against(
 _WARM = 1500
 # Steps from the edge of the dual's domain into it, each 4 times longer than the one before.
 _RETREATS = 8
+# Ways to the minimiser of the loss where the bound is below even its least value.
+_SMALLER = (0.5, 0.75, 0.9, 1.0)
 # Gap at which a loss with kinks counts as solved, and rounds after which it has to do.
 _BUNDLED, _ROUNDS = 1e-5, 80
 # Tolerances of the relaxed step over rays: directions are continuous, the last digits cost many.

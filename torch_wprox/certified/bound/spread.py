@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torch_wprox.certified.bound.ray_program import RayProgram, Rays
+from torch_wprox.certified.problem.batched_bfgs import Ends, unlimited
 from torch_wprox.certified.problem.particle_problem import Configuration, ParticleProblem, Risk
 from torch_wprox.certified.problem.quadratic_model import QuadraticRisk
 from torch_wprox.certified.responses.best_response import BestResponse
@@ -82,6 +83,7 @@ def spread_over_rays(
     *,
     tolerance: float,
     tell: Tell,
+    ends: Ends = unlimited,
 ) -> Spread:
     """Solve the relaxed step by generating rays.
 
@@ -94,8 +96,9 @@ def spread_over_rays(
         starts: Configurations whose directions are columns from the start, lowest first.
         tolerance: Gap at which to stop, relative to the value.
         tell: Called at every round.
+        ends: Whether time is up, asked more often.
     """
-    return _Spreading(problem, respond, risk, model, relearn, tolerance, tell).solved(starts)
+    return _Spreading(problem, respond, risk, model, relearn, tolerance, tell, ends).solved(starts)
 
 
 class _Spreading:
@@ -110,6 +113,7 @@ class _Spreading:
         relearn: Callable[[Tensor, float, Tensor], QuadraticRisk],
         tolerance: float,
         tell: Tell,
+        ends: Ends,
     ) -> None:
         self._problem, self._respond, self._risk, self._model = problem, respond, risk, model
         self._relearn, self._tolerance, self._tell = relearn, tolerance, tell
@@ -118,7 +122,7 @@ class _Spreading:
         self._bound = -math.inf
         self._multiplier, self._bound_output = model.grad, model.centre
         self._value, self._lam = model.value, model.grad
-        self._ends = False
+        self._is_over, self._ends = ends, False
 
     def solved(self, starts: list[Configuration]) -> Spread:
         assert self._problem.coefficients is not None
@@ -195,6 +199,8 @@ class _Spreading:
             self._respond.learn(program.rays.directions)
             self._confirm(program, self._respond(self._lam).value)
         for _ in range(0 if self._respond.is_exact else _RECHECKS):
+            if self._is_over():
+                break
             bound, free, lam, z = self._met.pop()
             owners = self._classes[program.rays.group]
             self._respond.learn(torch.cat(self._searched(program.rays, owners, _THOROUGH, lam)))
@@ -223,7 +229,7 @@ class _Spreading:
             bound -= 0.5 * self._problem.stiffness * float((program.count * longest**2).sum())
             bound += 0.5 * self._problem.stiffness * float(self._problem.anchors.square().sum())
             best = max(best, bound)
-            self._ends = self._tell(total, self._bound)
+            self._ends = self._tell(total, self._bound) or self._is_over()
             if self._ends or total - best <= max(_POOLED_TOLERANCE, self._tolerance) * abs(total):
                 break
             for g in groups.tolist():
@@ -254,6 +260,8 @@ class _Spreading:
             total = self._correct(program)
             for _ in range(inner):
                 program.prune()
+                if self._is_over():
+                    break
                 radii, best = program.radii(self._lam, pool).max(1)
                 excess = radii - program.totals
                 most = float(excess.max())
@@ -271,7 +279,7 @@ class _Spreading:
             hoped = self._hoped(program, response.value)
             reference, waiting = max(reference, hoped), 0 if hoped > reference else waiting + 1
             settles = total - reference <= self._tolerance * abs(total) or waiting > _PATIENCE
-            if settles:
+            if settles and not self._is_over():
                 # What a quick search calls a bound may be too high: only a thorough one counts.
                 if searches:
                     owners = self._classes[program.rays.group]
@@ -280,7 +288,7 @@ class _Spreading:
                 response = self._respond(self._lam)
                 self._confirm(program, response.value)
                 waiting, reference, confirmations = 0, -math.inf, confirmations + 1
-            self._ends = self._ends or self._tell(total, self._bound)
+            self._ends = self._ends or self._tell(total, self._bound) or self._is_over()
             is_solved = total - self._bound <= self._tolerance * abs(total)
             if self._ends or is_solved or confirmations == _CONFIRMATIONS:
                 break

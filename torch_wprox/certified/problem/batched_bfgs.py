@@ -23,6 +23,15 @@ from torch_wprox.solvers.line_search import WeakWolfe
 BatchFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 """x (B, N) -> values (B,) and gradients (B, N)."""
 
+Ends = Callable[[], bool]
+"""Whether time is up: asked now and then, a true answer ends what is under way."""
+
+
+def unlimited() -> bool:
+    """Time is never up."""
+    return False
+
+
 # An evaluation of the batch costs every row, so a search that nearly suits a row has to do; shorter
 # searches suit the self-scaled update.
 _SEARCH, _SHORT_SEARCH = WeakWolfe(curvature=0.5), WeakWolfe(curvature=0.9)
@@ -30,6 +39,8 @@ _SEARCH, _SHORT_SEARCH = WeakWolfe(curvature=0.5), WeakWolfe(curvature=0.9)
 # numbers all the inverse Hessians of a batch may have.
 _DENSE_UP_TO, _NUMBERS = 2000, 16_000_000
 _PAIRS = 20
+# Rounds between two looks at the clock.
+_ASKED = 16
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ def batched_bfgs(
     max_rounds: int,
     tolerance: float = 1e-9,
     self_scaling: bool = False,
+    ends: Ends = unlimited,
 ) -> BatchMinima:
     """Descend from every row of ``start`` by (L-)BFGS with weak Wolfe steps, all rows in lockstep.
 
@@ -70,6 +82,7 @@ def batched_bfgs(
             to its value.
         self_scaling: Whether inverse Hessians forget curvatures that were too large everywhere at
             once: for long descents across many kinks. Above 2000 numbers per row it is not done.
+        ends: Asked every few rounds; all rows end with its true answer.
     """
     x = start.clone()
     f, g = function(x)
@@ -85,6 +98,8 @@ def batched_bfgs(
     alive = f.isfinite()
     rounds = 1
     while rounds < max_rounds and bool(alive.any()):
+        if rounds % _ASKED == 0 and ends():
+            break
         trial = torch.where(alive.unsqueeze(1), x + t.unsqueeze(1) * p, x)
         f_new, g_new = function(trial)
         rounds += 1

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from torch_wprox.certified.problem.batched_bfgs import batched_bfgs
+from torch_wprox.certified.problem.batched_bfgs import Ends, batched_bfgs, unlimited
 from torch_wprox.certified.problem.particle_problem import Configuration, ParticleProblem
 from torch_wprox.certified.problem.quadratic_model import QuadraticRisk
 
@@ -19,8 +19,10 @@ Descent = Callable[[list[Configuration], QuadraticRisk], list[Configuration]]
 _OFF_KINKS = 1e-6
 
 
-def bfgs_descent(problem: ParticleProblem, rounds: int, generator: torch.Generator) -> Descent:
-    """Return the descent by nonsmooth BFGS on all particles, anchors held."""
+def bfgs_descent(
+    problem: ParticleProblem, rounds: int, generator: torch.Generator, ends: Ends = unlimited
+) -> Descent:
+    """Return the descent by nonsmooth BFGS on all particles, anchors held, until time is up."""
 
     def descend(batch: list[Configuration], model: QuadraticRisk) -> list[Configuration]:
         sigma = torch.stack([x.sigma for x in batch])
@@ -48,12 +50,17 @@ def bfgs_descent(problem: ParticleProblem, rounds: int, generator: torch.Generat
             return value, torch.cat([grad, lam.sum(1) + problem.offset_stiffness * shifted], 1)
 
         found = batched_bfgs(
-            function, start, 1.0 / problem.stiffness, max_rounds=rounds, self_scaling=True
+            function,
+            start,
+            1.0 / problem.stiffness,
+            max_rounds=rounds,
+            self_scaling=True,
+            ends=ends,
         )
-        ends = []
+        settled = []
         for x, given, order in zip(found.points, batch, sigma, strict=True):
             V = x[:size].view(points.shape[1:])
-            ends.append(Configuration(V, x[size:] if moves_offset else given.offset, order))
-        return ends
+            settled.append(Configuration(V, x[size:] if moves_offset else given.offset, order))
+        return settled
 
     return descend

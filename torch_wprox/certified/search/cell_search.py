@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torch_wprox.certified.problem.batched_bfgs import Ends, unlimited
 from torch_wprox.certified.problem.particle_problem import Configuration, ParticleProblem
 from torch_wprox.certified.problem.quadratic_model import QuadraticRisk
 from torch_wprox.certified.responses.planar import Sectors
@@ -113,7 +114,12 @@ class CellSearch:
         return x, p.output(x.points, x.offset)
 
     def improved(
-        self, x: Configuration, model: QuadraticRisk, *, max_moves: int = 30
+        self,
+        x: Configuration,
+        model: QuadraticRisk,
+        *,
+        max_moves: int = 30,
+        ends: Ends = unlimited,
     ) -> Configuration:
         """Descend by joint minimisation inside the sectors and by changes of sectors.
 
@@ -125,6 +131,7 @@ class CellSearch:
             x: Where to start.
             model: Of the loss.
             max_moves: Rounds at most.
+            ends: Whether time is up.
         """
         p = self.problem
         sector = self.sectors_of(x.points)
@@ -136,6 +143,8 @@ class CellSearch:
             if not reached < value - 1e-12 * abs(value):
                 break
             best, value = candidate, reached
+            if ends():
+                break
             changed = self._changed(best, model, z, value)
             if changed is None:
                 break

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from torch_wprox.certified.problem.batched_bfgs import Ends, unlimited
 from torch_wprox.certified.problem.local_descent import Descent, bfgs_descent
 from torch_wprox.certified.problem.particle_problem import Configuration, ParticleProblem, has_cells
 from torch_wprox.certified.problem.quadratic_model import QuadraticRisk
@@ -19,15 +20,17 @@ from torch_wprox.distances.emd.exact import solve
 _EXCHANGES = 50
 
 
-def descent(problem: ParticleProblem, rounds: int, generator: torch.Generator) -> Descent:
+def descent(
+    problem: ParticleProblem, rounds: int, generator: torch.Generator, ends: Ends = unlimited
+) -> Descent:
     """Return the local search: over cells for particles in the plane, else nonsmooth BFGS.
 
     Both hold the anchors that particles are paid from; afterwards these are chosen anew.
     """
     if has_cells(problem):
-        descend = _cell_descent(problem)
+        descend = _cell_descent(problem, ends)
     else:
-        descend = bfgs_descent(problem, rounds, generator)
+        descend = bfgs_descent(problem, rounds, generator, ends)
 
     respond = None if problem.labels is None else BestResponse(problem)
 
@@ -39,15 +42,15 @@ def descent(problem: ParticleProblem, rounds: int, generator: torch.Generator) -
         return x if exchanged_once is renamed and renamed is x else exchanged_once
 
     def with_exchange(batch: list[Configuration], model: QuadraticRisk) -> list[Configuration]:
-        ends = []
+        settled = []
         for end in descend(batch, model):
             for _ in range(_EXCHANGES):
-                x = paired(end, model)
+                x = end if ends() else paired(end, model)
                 if x is end:
                     break
                 (end,) = descend([x], model)
-            ends.append(end)
-        return ends
+            settled.append(end)
+        return settled
 
     return with_exchange
 
@@ -74,6 +77,8 @@ def reassigned(problem: ParticleProblem, x: Configuration) -> Configuration:
     return renamed if problem.price(renamed) < before - 1e-12 * abs(before) else x
 
 
-def _cell_descent(problem: ParticleProblem) -> Descent:
+def _cell_descent(problem: ParticleProblem, ends: Ends) -> Descent:
     cells = CellSearch(problem, Sectors.of(problem.features))
-    return lambda batch, model: [cells.improved(x, model) for x in batch]
+    return lambda batch, model: [
+        x if ends() else cells.improved(x, model, ends=ends) for x in batch
+    ]

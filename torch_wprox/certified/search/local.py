@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
+from torch_wprox.closure.watch import Watch
 from torch_wprox.objective import LossAndGrad, Objective
 from torch_wprox.report import Status
 from torch_wprox.solvers.lbfgs import LBFGS
@@ -29,12 +32,14 @@ def descended_on_model(
     """Return where that run ends, (N,), if F is a function of which every evaluation is free.
 
     Args:
-        objective: The step; its budget is not touched.
+        objective: The step; its budget is not touched, its clock holds.
         function: F and its gradient, (N,) -> 0-d and (N,).
         stopping: Of the step.
         budget: Evaluations that the local solver would have.
     """
     loss, grad = function(objective.anchor)
-    free = Objective(objective.blocks, function, objective.anchor, loss, grad, budget)
+    left = objective.watch.seconds_left
+    clock = Watch(None, None if left == math.inf else left, objective.agree)
+    free = Objective(objective.blocks, function, objective.anchor, loss, grad, budget, watch=clock)
     descended(free, stopping)
     return free.best.point

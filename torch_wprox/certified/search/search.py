@@ -82,7 +82,7 @@ def search(
     if not model.is_exact:
         value, lam = risk(relaxed.output)
         model = local_quadratic(risk, relaxed.output, value, lam, precision)
-    descend = _until(ends, descent(problem, polish, generator))
+    descend = _until(ends, descent(problem, polish, generator, ends))
     goal = bounded.lower_bound + tolerance_gap * abs(bounded.lower_bound)
     if isinstance(relaxed, Spread):
         best = _settled(problem, bounded, relaxed, model, generator, starts, polish, ends)
@@ -146,7 +146,7 @@ def _hopped(
         return min(met, key=lambda x: _modelled(problem, x, model))
     if lowest <= bound + _WIDE * abs(bound):
         return met[0]
-    hop = _until(ends, bfgs_descent(problem, polish, generator))
+    hop = _until(ends, bfgs_descent(problem, polish, generator, ends))
     field = met[:_FIELD]
     for _ in range(_HOPS):
         if ends() or _modelled(problem, field[0], model) <= bound + _WIDE * abs(bound):
@@ -172,11 +172,13 @@ def _settled(
     The local minimum where the relaxed step started takes part, so the answer is not above it.
     """
     rounding = RayRounding(problem, spread, model)
-    field = [rounding.sample(generator) for _ in range(max(1, count // _DEAR))]
+    field = [rounding.sample(generator)]
+    while len(field) < count // _DEAR and not ends():
+        field.append(rounding.sample(generator))
     if bounded.local is not None:
         field.append(bounded.local)
     for share, kept in _HEATS:
-        descend = _until(ends, descent(problem, max(1, int(share * polish)), generator))
+        descend = _until(ends, descent(problem, max(1, int(share * polish)), generator, ends))
         field = [x for start in field for x in descend([start], model)]
         field.sort(key=lambda x: _modelled(problem, x, model))
         field = field[:kept]
