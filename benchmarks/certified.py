@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from benchmarks.naive import emd2_by_autograd
 from benchmarks.table import Table, add_arguments
@@ -49,11 +50,12 @@ class Problem:
     x: Tensor
     y: Tensor
     gamma: float
+    loss: Callable[[Tensor, Tensor], Tensor] = mse_loss
 
     def closure(self) -> Tensor:
-        """Mean squared error, with its gradient."""
+        """The loss, with its gradient."""
         self.layer.zero_grad()
-        loss = (self.layer(self.x) - self.y).square().mean()
+        loss = self.loss(self.layer(self.x), self.y)
         loss.backward()
         return loss
 
@@ -85,8 +87,8 @@ def large(seed: int, gamma: float) -> Problem:
     return Problem(layer_at(10, 40, 1e-2 * rng.standard_normal((40, 11))), x, y, gamma)
 
 
-def layer_at(d: int, m: int, particles: np.ndarray[Any, Any]) -> MeanFieldLayer:
-    layer = MeanFieldLayer(d, m, parameterization="signed", reduction="sum", dtype=F64)
+def layer_at(d: int, m: int, particles: np.ndarray[Any, Any], k: int = 1) -> MeanFieldLayer:
+    layer = MeanFieldLayer(d, m, k, parameterization="signed", reduction="sum", dtype=F64)
     with torch.no_grad():
         layer.particles.copy_(torch.from_numpy(particles))
     return layer
