@@ -151,7 +151,7 @@ class _GlobalStep:
         self._kept_seconds = _FOR_ROUNDING * objective.watch.seconds_left
 
     def _relaxed_enough(self) -> bool:
-        """Whether the relaxed step has had its share of the time; ranks have clocks of their own."""
+        """Whether the relaxed step has had its share of the time (ranks have several clocks)."""
         watch = self._objective.watch
         if watch.is_over():
             return True
