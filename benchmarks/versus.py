@@ -2,6 +2,7 @@
 
     python -m benchmarks.versus              # 1000 evaluations, one seed: ten minutes
     python -m benchmarks.versus --full       # 4000 evaluations, three seeds, all peers: two hours
+    python -m benchmarks.versus --until 1e-6 --seeds 10   # each run ends there: quartiles
     python -m benchmarks.versus --defaults   # max_eval and rho of the inexact rule: all choices
 
 Counted are evaluations (loss and gradient) until the lowest training loss seen is 1e-2, 1e-4 and
@@ -60,12 +61,16 @@ class Training:
 
 @dataclass(frozen=True)
 class Task:
-    """A training problem: how to make it for a seed, evaluations of a run, seeds."""
+    """A training problem: how to make it for a seed, evaluations of a run, seeds.
+
+    ``until``: a run ends when the loss is this fraction of the first one.
+    """
 
     name: str
     make: Callable[[int], Training]
     budget: int = 4000
     seeds: int = 3
+    until: float = 0.0
 
 
 def cloud_of(problem: Problem, held: Problem | None = None) -> Training:
@@ -128,7 +133,7 @@ def tasks(fast: bool) -> Iterator[Task]:
 
 
 class _Spent(Exception):
-    """The budget of evaluations is used up, in the middle of a step."""
+    """The budget is used up, or the loss low enough, in the middle of a step."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +178,8 @@ def train(task: Task, seed: int, maker: Maker) -> Run:
             for kept, p in zip(best, training.parameters, strict=True):
                 kept.copy_(p.detach())
         losses.append(loss.item())
+        if lowest_loss <= task.until * losses[0]:
+            raise _Spent
         return loss
 
     rates = [group.get("lr") for group in optimizer.param_groups]
@@ -256,10 +263,10 @@ def rows(full: bool) -> dict[str, list[Maker]]:
     found = {
         "ours, gamma 1": proximal(1.0),
         "ours, gamma 1000": proximal(1e3),
-        "ours, gamma 1e10": proximal(1e10),
-        'ours, gamma 1e10, solver="bfgs"': proximal(1e10, solver="bfgs"),
-        'ours, gamma 1e10, solver="lbfgs"': proximal(1e10, solver="lbfgs"),
-        "ours, gamma 1e10, LBFGS(history=200)": proximal(1e10, solver=solvers.LBFGS(200)),
+        "ours, gamma 1e20": proximal(1e20),
+        'ours, gamma 1e20, solver="bfgs"': proximal(1e20, solver="bfgs"),
+        'ours, gamma 1e20, solver="lbfgs"': proximal(1e20, solver="lbfgs"),
+        "ours, gamma 1e20, LBFGS(history=200)": proximal(1e20, solver=solvers.LBFGS(200)),
         "SSBroyden, published form": [Maker(lambda t: SSBroyden(t.parameters))],
         "torch LBFGS, strong Wolfe": torch_lbfgs(),
         "SciPy L-BFGS-B": scipy("L-BFGS-B", {**long, "maxcor": 10}, {**long, "maxcor": 100}),
@@ -272,7 +279,7 @@ def rows(full: bool) -> dict[str, list[Maker]]:
         ],
     }
     if not full:
-        for name in ("SOAP", "SciPy BFGS", "ours, gamma 1e10, LBFGS(history=200)"):
+        for name in ("SOAP", "SciPy BFGS", "ours, gamma 1e20, LBFGS(history=200)"):
             del found[name]
     return found
 
@@ -289,12 +296,18 @@ def defaults() -> dict[tuple[str, ...], list[Maker]]:
     return found
 
 
+def runs_of_best(task: Task, makers: list[Maker]) -> list[Run]:
+    """Return a run per seed of the setting that ends lowest, or soonest, on the first seed."""
+    first = [train(task, 0, maker) for maker in makers]
+    ends = [(max(run.lowest[-1], task.until), len(run.lowest)) for run in first]
+    at = min(range(len(makers)), key=lambda i: ends[i])
+    return [first[at], *(train(task, seed, makers[at]) for seed in range(1, task.seeds))]
+
+
 def line(task: Task, name: str, makers: list[Maker]) -> list[str]:
     """Return one row: of the setting that ends lowest on the first seed."""
     middle = statistics.median
-    first = [train(task, 0, maker) for maker in makers]
-    at = min(range(len(makers)), key=lambda i: first[i].lowest[-1])
-    runs = [first[at], *(train(task, seed, makers[at]) for seed in range(1, task.seeds))]
+    runs = runs_of_best(task, makers)
     cells = []
     for level in LEVELS:
         count = middle(run.evaluations_to(level) for run in runs)
@@ -303,6 +316,21 @@ def line(task: Task, name: str, makers: list[Maker]) -> list[str]:
     ms = middle(1e3 * run.seconds / len(run.lowest) for run in runs)
     ends = short(middle(run.lowest[-1] for run in runs))
     return [task.name, name, *cells, ends, short(held) if held == held else "", f"{ms:.2f}"]
+
+
+def spread(task: Task, name: str, makers: list[Maker]) -> list[str]:
+    """Return one row for runs that end at a level: median evaluations, lowest and highest."""
+    runs = runs_of_best(task, makers)
+    cells = []
+    for level in LEVELS:
+        counts = [run.evaluations_to(level) for run in runs]
+        shown = ["never" if c == math.inf else f"{c:g}" for c in sorted(counts)]
+        middle = statistics.median(counts)
+        text = "never" if middle == math.inf else f"{middle:g}"
+        cells.append(f"{text} ({shown[0]} to {shown[-1]})" if len(runs) > 1 else text)
+    ms = statistics.median(1e3 * run.seconds / len(run.lowest) for run in runs)
+    seconds = statistics.median(run.seconds for run in runs)
+    return [task.name, name, str(len(runs)), *cells, f"{ms:.2f}", f"{seconds:.2f}"]
 
 
 def is_skipped(name: str, numbers: int) -> bool:
@@ -320,7 +348,8 @@ def chosen_tasks(args: argparse.Namespace) -> list[Task]:
         if task.name.startswith(args.only):
             if not (args.full or args.fast):
                 task = replace(task, budget=1000, seeds=1)
-            task = replace(task, budget=args.budget or task.budget, seeds=args.seeds or task.seeds)
+            seeds, budget = args.seeds or task.seeds, args.budget or task.budget
+            task = replace(task, budget=budget, seeds=seeds, until=args.until)
             found.append(task)
     return found
 
@@ -346,6 +375,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--full", action="store_true", help="4000 evaluations, 3 seeds, all peers")
     parser.add_argument("--seeds", type=int, help="runs of each, with other initialisations")
     parser.add_argument("--budget", type=int, help="evaluations of each run")
+    parser.add_argument("--until", type=float, default=0.0, help="end at this fraction of the loss")
     parser.add_argument("--only", default="", help="tasks whose name begins so")
     parser.add_argument("--peers", default="", help="rows whose name contains this")
     add_arguments(parser)
@@ -357,13 +387,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     levels = [f"to {level:g}" for level in LEVELS]
     heads = ["task", "optimizer", *levels, "loss at the end", "held-out loss", "ms per evaluation"]
+    if args.until:
+        heads = ["task", "optimizer", "seeds", *levels, "ms per evaluation", "seconds"]
+    make = spread if args.until else line
     table = Table(heads, args, labels=2)
     for task in chosen_tasks(args):
         for name, makers in rows(args.full).items():
             if args.peers in name and not is_skipped(name, task.make(0).numbers):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of SciPy's line searches that end at rounding
-                    table.add(line(task, name, makers))
+                    table.add(make(task, name, makers))
 
 
 if __name__ == "__main__":

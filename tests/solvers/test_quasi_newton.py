@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from conftest import closure_for, closure_of, sinus_data, sinus_layer
@@ -263,3 +264,19 @@ def test_fewer_pairs_are_kept_of_long_vectors() -> None:
 )
 def test_the_history_fits_the_numbers_of_the_problem(numbers: int, pairs: int) -> None:
     assert _history_of(numbers) == pairs
+
+
+@pytest.mark.parametrize("gamma", [1e3, 1e10, 1e20])
+def test_a_larger_gamma_lowers_the_floor_of_a_loss_that_tends_to_zero(gamma: float) -> None:
+    # F(v) = log(1 + exp(-v)), W = 0: the minimum of P has v (1 + exp(v)) = gamma, so that F is
+    # about v/gamma: 5e-3, 2e-9, 4e-19.
+    V, report = prox(
+        lambda V: torch.nn.functional.softplus(-V).sum(),
+        torch.zeros(1, 1, dtype=torch.float64),
+        gamma,
+        max_eval=300,
+        tolerance_grad=0.0,
+    )
+    exact = brentq(lambda v: math.log(v) + math.log1p(math.exp(v)) - math.log(gamma), 1e-3, 100)
+    assert V.item() == pytest.approx(exact, rel=1e-4)
+    assert report.loss_after == pytest.approx(math.log1p(math.exp(-exact)), rel=1e-2)

@@ -149,21 +149,22 @@ class _Dense:
         if found is not None:
             U, M, scale = found
             self._H.add(U, M, scale)
-            Hg = torch.addmv(scale * Hg, U.T, M @ (U @ after.grad))
-        self._product = after.grad, Hg
+            if Hg is not None:
+                Hg = torch.addmv(scale * Hg, U.T, M @ (U @ after.grad))
+        self._product = None if Hg is None else (after.grad, Hg)
 
     def _products(
         self, before: Evaluation, after: Evaluation, y: Tensor, yy: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Return H y and H g, g the gradient after the iteration, by one product with H.
 
         H g before the iteration is known, it gave the direction. So H is applied to g after it, and
         H y is the difference; or to y where that is so short that the difference would lose digits.
+        Where products cost next to nothing none is saved: H g is None.
         """
         assert self._H is not None
-        if self._product is None or self._product[0] is not before.grad:
-            Hy = self._H.times(y)
-            return Hy, self._H.times(after.grad)
+        if self._H.is_small or self._product is None or self._product[0] is not before.grad:
+            return self._H.times(y), None
         Hg_before = self._product[1]
         if yy < (_SHORT * after.residual) ** 2:
             Hy = self._H.times(y)

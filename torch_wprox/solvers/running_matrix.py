@@ -38,12 +38,16 @@ class RunningMatrix:
         return made
 
     @property
+    def is_small(self) -> bool:
+        """Whether H0 fits the cache, so that a product costs next to nothing."""
+        return len(self._base) < _LARGE
+
+    @property
     def _most(self) -> int:
         """How many terms are kept."""
-        N = len(self._base)
-        if N < _LARGE:
+        if self.is_small:
             return 1
-        return _MOST if self._base.ndim == 2 else max(_MOST, N // 16)
+        return _MOST if self._base.ndim == 2 else max(_MOST, len(self._base) // 16)
 
     def _room(self, terms: int) -> tuple[Tensor, Tensor]:
         N = len(self._base)
