@@ -68,6 +68,27 @@ def test_grid() -> None:
     assert "fifteen steps is {}, {} and {}.".format(*ends) in page("grid")
 
 
+def test_diabetes() -> None:
+    text = page("diabetes")
+    rows = {(r["data"], r["optimizer"]): r for r in table("diabetes")}
+    full, batches = "all patients in every step", "minibatches of 64"
+    last = {key: short(float(r["validation loss"]), 2) for key, r in rows.items()}
+    best = {key: short(float(r["best validation loss"]), 3) for key, r in rows.items()}
+    assert f"loss ends at {last[full, 'LBFGS']}." in text
+    way = f"a validation loss of {best[full, 'Adam']} on its way to {last[full, 'Adam']}"
+    assert way in text
+    assert f"the validation loss is {last[full, 'WassersteinProx']}, without" in text
+    ends = f"ends at {last[batches, 'WassersteinProx']}, that of Adam at {last[batches, 'Adam']};"
+    assert ends in text
+    held = f"Adam would have {best[batches, 'Adam']}, a proximal run "
+    assert held + f"{best[batches, 'WassersteinProx']}." in text
+    jumps = f"ends at {last[batches, 'LBFGS']}, though one point on its way has "
+    assert jumps + f"{best[batches, 'LBFGS']}." in text
+    for data in (full, batches):  # "Wasserstein and Frobenius coincide"
+        prox = [{**rows[data, f"{name}Prox"], "optimizer": ""} for name in BOTH]
+        assert prox[0] == prox[1]
+
+
 def test_inner() -> None:
     rows, text = table("inner"), page("inner")
     last = {row["descent"]: row for row in rows}
