@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conftest import closure_for
 from torch_wprox import EntropicJKO, FrobeniusProx, GridLayer, WassersteinProx
 
 Made = tuple[Any, Tensor, Callable[[], Tensor]]
@@ -35,16 +36,6 @@ def grid(**options: Any) -> Made:
 BOTH = pytest.mark.parametrize("make", [proximal, grid])
 
 
-def closure_of(opt: Any, loss_of: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    def closure() -> Tensor:
-        opt.zero_grad()
-        loss = loss_of()
-        loss.backward()
-        return loss
-
-    return closure
-
-
 def taken_twice(opt: Any, closure: Callable[[], Tensor]) -> None:
     opt.step(closure)
     opt.step(closure)
@@ -63,7 +54,7 @@ def test_a_closure_that_cannot_be_called_is_refused(make: Any, closure: Any) -> 
 @BOTH
 def test_hooks_see_the_whole_state_the_optimizers_own_part_included(make: Any) -> None:
     opt, _, loss_of = make()
-    opt.step(closure_of(opt, loss_of))
+    opt.step(closure_for(opt, loss_of))
     plain = opt.state_dict()
     opt.register_state_dict_post_hook(lambda o, state: {"wrapped": state})
     wrapped = opt.state_dict()
@@ -78,7 +69,7 @@ def test_hooks_see_the_whole_state_the_optimizers_own_part_included(make: Any) -
 @BOTH
 def test_a_refused_state_leaves_the_optimizer_as_it_was(make: Any) -> None:
     opt, _, loss_of = make()
-    opt.step(closure_of(opt, loss_of))
+    opt.step(closure_for(opt, loss_of))
     before = repr(opt.state_dict())
     for spoil in SPOILT.values():
         state = copy.deepcopy(opt.state_dict())
@@ -116,7 +107,7 @@ SPOILT: dict[str, Callable[[dict[str, Any]], Any]] = {
 def test_a_step_size_of_another_optimizer_never_becomes_gamma(make: Any, other: Any) -> None:
     opt, w, loss_of = make()
     foreign = other([w], lr=1e-3)
-    foreign.step(closure_of(foreign, loss_of))
+    foreign.step(closure_for(foreign, loss_of))
     with pytest.raises(ValueError, match=r"saved by another optimizer than \w+ .*start this opt"):
         opt.load_state_dict(foreign.state_dict())
     assert opt.param_groups[0]["lr"] == 1.0
@@ -260,7 +251,7 @@ def test_a_minimum_is_no_missing_gradient(make: Any) -> None:
     opt, _, loss_of = make()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        opt.step(closure_of(opt, lambda: 0.0 * loss_of()))
+        opt.step(closure_for(opt, lambda: 0.0 * loss_of()))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +262,7 @@ def test_a_parameter_replaced_inside_the_closure_is_refused_and_restored(replace
     before = w.detach().clone()
 
     def closure() -> Tensor:
-        loss = closure_of(opt, loss_of)()
+        loss = closure_for(opt, loss_of)()
         w.data = replaced
         return loss
 
@@ -285,7 +276,7 @@ def test_a_complex_loss_is_refused_with_the_remedy() -> None:
     opt, _, loss_of = proximal()
 
     def closure() -> Tensor:
-        return closure_of(opt, loss_of)() * 1j
+        return closure_for(opt, loss_of)() * 1j
 
     with pytest.raises(RuntimeError, match=r"real loss, got torch.complex64: take its \.real part"):
         opt.step(closure)
@@ -320,7 +311,7 @@ def test_what_is_written_into_a_group_is_checked_at_the_step(
     opt = cls([w])
     opt.param_groups[0].update(written)
     with pytest.raises((TypeError, ValueError), match=message):
-        opt.step(closure_of(opt, lambda: w.square().sum()))
+        opt.step(closure_for(opt, lambda: w.square().sum()))
     assert torch.equal(w, torch.ones(3, 2))
 
 

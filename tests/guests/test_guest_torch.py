@@ -473,14 +473,7 @@ def test_complex_and_noncontiguous_parameters_take_the_step_of_their_real_view(
     ends = []
     for p in (w, z):
         opt = optimizer([p], gamma=0.5)
-
-        def closure(p: Tensor = p, opt: Any = opt) -> Tensor:
-            opt.zero_grad()
-            loss = p.abs().square().sum() / 2
-            loss.backward()
-            return loss
-
-        opt.step(closure)
+        opt.step(closure_for(opt, lambda p=p: p.abs().square().sum() / 2))
         real = torch.view_as_real(p.detach()) if p.is_complex() else p.detach()
         ends.append(real.reshape(3, 4))
     assert torch.allclose(ends[0], values / 2.5, atol=1e-6)

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import strategies as st
-from torch import Tensor
 
 from cases.families import tried
-from conftest import sinus_data
+from conftest import closure_of, sinus_data
 from torch_wprox import EntropicJKO, GridLayer
 from torch_wprox.jko import step as jko_step
 from torch_wprox.report import JKOReport, Status
@@ -34,16 +33,9 @@ def steps_of(layer: GridLayer, count: int = 1, **options: Any) -> list[JKOReport
     """Take steps on the note's data; warnings of methods that gave up are what they should be."""
     x, y = sinus_data()
     opt = EntropicJKO(layer, **options)
-
-    def closure() -> Tensor:
-        opt.zero_grad()
-        loss = (layer(x) - y).square().mean()
-        loss.backward()
-        return loss
-
     reports = []
     for _ in range(count):
-        opt.step(closure)
+        opt.step(closure_of(layer, opt, x, y))
         assert opt.report is not None
         reports.append(opt.report)
     return reports

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import torch_wprox
 from cases.families import tried
+from conftest import closure_for
 from torch_wprox import (
     BFGS,
     EMD,
@@ -275,14 +276,7 @@ def test_labels_restrict_the_exchange_whatever_holds_them(kind: Callable[[Any], 
     assert report.wasserstein_sq == pytest.approx(4.0, rel=1e-2)
     cloud = nn.Parameter(W.clone())
     opt = WassersteinProx([cloud], 100.0, classes=labels)
-
-    def closure() -> Tensor:
-        opt.zero_grad()
-        loss = pulled(cloud)
-        loss.backward()
-        return loss
-
-    opt.step(closure)
+    opt.step(closure_for(opt, lambda: pulled(cloud)))
     assert torch.allclose(cloud.detach(), V, atol=1e-9)
 
 
@@ -345,14 +339,7 @@ def test_a_gamma_too_small_for_the_numbers_is_no_move(gamma: float, dtype: torch
     assert torch.equal(V, W)
     w = nn.Parameter(W.clone())
     opt = WassersteinProx([w], gamma)
-
-    def closure() -> Tensor:
-        opt.zero_grad()
-        loss = w.square().sum()
-        loss.backward()
-        return loss
-
-    opt.step(closure)
+    opt.step(closure_for(opt, lambda: w.square().sum()))
     assert torch.equal(w.detach(), W)
     assert opt.report is not None
     assert opt.report.status == report.status

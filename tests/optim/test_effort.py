@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from conftest import closure_for
 from torch_wprox import StepReport, WassersteinProx
 from torch_wprox.optim.effort import BRIEF, FULL
 
@@ -24,20 +26,18 @@ def data(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     return x, (x[:, 0].sin() + x[:, 1] * x[:, 2] > 0).long()
 
 
+def loss_on(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(model(x), y)
+
+
 def steps(batches: Iterator[Tensor] | list[Tensor], **options: object) -> list[StepReport]:
     """The line of the front page, unchanged, in a loop over batches of rows."""
     model, (x, y) = network(), data()
     opt = WassersteinProx(model.parameters(), gamma=1.0, **options)
     reports = []
     for rows in batches:
-
-        def closure(rows: Tensor = rows) -> Tensor:
-            opt.zero_grad()
-            loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
-            loss.backward()
-            return loss
-
-        opt.step(closure)
+        batch = x[rows], y[rows]
+        opt.step(closure_for(opt, partial(loss_on, model, *batch)))
         assert opt.report is not None
         reports.append(opt.report)
     return reports
@@ -74,13 +74,7 @@ def test_the_loss_is_known_again_whatever_a_solver_remembers(distance: str, solv
 
 def test_a_checkpoint_keeps_what_the_last_loss_was() -> None:
     def loss_of(model: nn.Module, opt: WassersteinProx) -> Callable[[], Tensor]:
-        def closure() -> Tensor:
-            opt.zero_grad()
-            loss = nn.functional.cross_entropy(model(x), y)
-            loss.backward()
-            return loss
-
-        return closure
+        return closure_for(opt, lambda: loss_on(model, x, y))
 
     x, y = data()
     model = network()

@@ -121,14 +121,7 @@ def test_a_plain_tensor_has_mass_one_and_a_cloud_one_over_m() -> None:
         w = nn.Parameter(torch.randn(3, 2, dtype=torch.float64))
         start = w.detach().clone()
         opt = FrobeniusProx([{"params": [w], "layout": layout}], gamma, tolerance_grad=1e-13)
-
-        def closure(w: Tensor = w, opt: torch.optim.Optimizer = opt) -> Tensor:
-            opt.zero_grad()
-            loss = (c * w).sum()
-            loss.backward()
-            return loss
-
-        opt.step(closure)
+        opt.step(closure_for(opt, lambda w=w: (c * w).sum()))
         assert torch.allclose(w, start - factor * gamma * c, rtol=0, atol=1e-12)
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cases.families import tried
+from conftest import closure_for
 from torch_wprox import FrobeniusProx, prox
 from torch_wprox.report import Status, StepReport
 
@@ -35,13 +36,11 @@ def two_blocks(
         solver=solver,
     )
 
-    def closure() -> Tensor:
-        opt.zero_grad()
-        loss = sum(((p - t).square().sum() for p, t in zip(params, targets, strict=True)), 0.0) / 2
-        loss.backward()  # type: ignore[union-attr]
-        return loss  # type: ignore[return-value]
+    def loss() -> Tensor:
+        pairs = zip(params, targets, strict=True)
+        return torch.stack([(p - t).square().sum() for p, t in pairs]).sum() / 2
 
-    opt.step(closure)
+    opt.step(closure_for(opt, loss))
     assert opt.report is not None
 
     def value(points: list[Tensor]) -> float:
