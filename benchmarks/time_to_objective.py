@@ -128,8 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         same, note = (n * each / seconds for n in (args.iterations, ITERATIONS_OF_THE_NOTE))
         ratios.append(note if reached else 0.0)
         cells = [seed, short(target), report.evaluations, f"{seconds:.2f}", short(report.objective)]
-        tail = ["yes" if reached else "no", f"{1e3 * each:.2f}", f"{same:.0f} times as long"]
-        tail.append(f"{note:.0f} times as long")
+        tail = ["yes" if reached else "no", f"{1e3 * each:.2f}", f"{same:.0f} times"]
+        tail.append(f"{note:.0f} times")
         table.add([*cells, *tail])
     print(f"\nMedian ratio to 1e6 iterations, as in the note: {statistics.median(ratios):.0f}")
 
