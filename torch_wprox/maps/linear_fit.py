@@ -51,7 +51,7 @@ def fitted_coefficients(
     # Columns of length 1: the ridge then means the same for all features.
     length = gram.diagonal().clamp_min(torch.finfo(gram.dtype).tiny).sqrt()
     scaled = gram / length / length[:, None]
-    scaled = scaled + (ridge + 1e-14) * torch.eye(len(gram), dtype=gram.dtype)
+    scaled = scaled + (ridge + 1e-14) * torch.eye(len(gram)).to(gram)
 
     def solve(b: Tensor) -> Tensor:
         found: Tensor = torch.linalg.solve(scaled, b / length) / length
