@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import statistics
 import time
 import warnings
@@ -377,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=int, help="evaluations of each run")
     parser.add_argument("--until", type=float, default=0.0, help="end at this fraction of the loss")
     parser.add_argument("--only", default="", help="tasks whose name begins so")
-    parser.add_argument("--peers", default="", help="rows whose name contains this")
+    parser.add_argument("--peers", default="", help="rows whose name matches this pattern")
     add_arguments(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -393,7 +394,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = Table(heads, args, labels=2)
     for task in chosen_tasks(args):
         for name, makers in rows(args.full).items():
-            if args.peers in name and not is_skipped(name, task.make(0).numbers):
+            if re.search(args.peers, name) and not is_skipped(name, task.make(0).numbers):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of SciPy's line searches that end at rounding
                     table.add(make(task, name, makers))

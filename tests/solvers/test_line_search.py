@@ -114,6 +114,16 @@ def test_the_first_trial_follows_the_last_length_where_the_way_keeps_crossing_ki
     assert trials.length(-200.0) == pytest.approx(2.02 / 200.0)
 
 
+def test_a_smooth_change_of_curvature_is_no_kink() -> None:
+    # The trapezoidal rule misses 0.12 of this decrease, as it does in a third of the iterations on
+    # a stiff smooth loss; first trials by the last length cost a fifth more evaluations there.
+    trials = FirstTrial()
+    for _ in range(20):
+        trials.note(*evaluations(lambda x: x.exp().sum(), 2.0, 0.8), 0.01)
+    decrease = math.exp(2.0) - math.exp(0.8)
+    assert trials.length(-200.0) == pytest.approx(2.02 * decrease / 200.0)
+
+
 def test_a_decrease_that_is_rounding_does_not_shorten_the_next_trial() -> None:
     trials = FirstTrial()
     trials.note(*evaluations(lambda x: 1.0 + 1e-15 * x.sum(), 3.0, 2.0), 1.0)
