@@ -71,12 +71,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
                     row |= {"loss": run["losses"][-1], "function apart from joint": apart}
                     rows.append({**row, "balance drift": run["drift"]})
             time = args.gamma * torch.arange(len(losses["joint"][0]))
-            middle = {
-                form: torch.tensor(values).median(0).values for form, values in losses.items()
-            }
-            curves = {form: (time, values) for form, values in middle.items()}
-            labels = {"xlabel": f"time\n{name}", "ylabel": "loss $F(t)/F(0)$, median"}
-            plotting.plot_curves(curves, ax, log=False, **labels)
+            curves = {form: (time, values) for form, values in losses.items()}
+            plotting.plot_bands(curves, ax, xlabel=f"time\n{name}", ylabel="loss $F(t)/F(0)$")
         for ax in axes[1:]:
             ax.get_legend().remove()
             ax.set_ylabel("")
