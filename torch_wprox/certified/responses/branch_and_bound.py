@@ -40,6 +40,7 @@ _BATCH, _NUMBERS_AT_ONCE = 64, 4_000_000
 _ROOT = ((1e-1, 8), (1e-2, 6), (1e-3, 6))
 # .. and in children, which start from their parent's multipliers.
 _CHILD, _STEPS = 10.0, 5
+_FINER = 0.1
 _LAST_BARRIER = 1e-2
 # Weights smaller than this share of the largest are bounded by their size.
 _TINY = 1e-9
@@ -218,8 +219,11 @@ class _Forest:
         """Bound nodes anew for the particle that exceeds by most."""
         critical = (nodes.bounds - self._allowed(tolerance)).argmax(1, keepdim=True)
         before = nodes.bounds.gather(1, critical)
+        multipliers, bounds = nodes.multipliers, nodes.bounds
+        # Nothing is left to branch on: what the barrier leaves would stay for ever.
+        finer = _FINER * barrier
         found = self._solve(
-            nodes.group, nodes.sign, nodes.multipliers, nodes.bounds, barrier, tolerance, 4 * _STEPS
+            nodes.group, nodes.sign, multipliers, bounds, finer, tolerance, 4 * _STEPS
         )
         if found is None:
             return
