@@ -339,7 +339,7 @@ def test_training_bound_in_three_inputs_is_proved_and_below_a_trained_net() -> N
 @pytest.mark.parametrize(("loss", "k"), [("squared", 1), ("squared", 2)])
 def test_training_bound_in_more_inputs_is_proved_just_below_its_estimate(loss: str, k: int) -> None:
     case = random_case(0, m=10, n=8, d=4, k=k, loss=loss, form="joint", scale=1.0)
-    options = Global(max_iter=30, tolerance_bound=1e-4, tolerance_proof=1e-3)
+    options = Global(max_iter=10, tolerance_bound=1e-3, tolerance_proof=1e-3)
 
     def certificate(seconds: float) -> Certificate:
         return certify_training(
