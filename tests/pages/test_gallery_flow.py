@@ -84,6 +84,7 @@ def test_diabetes() -> None:
     assert held + f"{best[batches, 'WassersteinProx']}." in text
     jumps = f"ends at {last[batches, 'LBFGS']}, though one point on its way has "
     assert jumps + f"{best[batches, 'LBFGS']}." in text
+    assert all(int(r["evaluations"]) <= 2000 * 1.01 for r in rows.values())
     for data in (full, batches):  # "Wasserstein and Frobenius coincide"
         prox = [{**rows[data, f"{name}Prox"], "optimizer": ""} for name in BOTH]
         assert prox[0] == prox[1]
@@ -135,6 +136,7 @@ def test_sinus() -> None:
     assert f"Up to {max(exchanged):.0%}".replace("%", " %") in text
     solved = [r for r in rows if r["descent"] == "global"]
     assert last["global"] < 1e-7
+    assert "go below $10^{-7}$, with fewer than 50 evaluations" in text
     assert max(int(r["evaluations"]) for r in solved) < 50
     assert max(float(r["gap"]) for r in solved) < 4e-4
     assert "below $4\\cdot10^{-4}$ in every step" in text
@@ -145,6 +147,7 @@ def test_certified() -> None:
     above: dict[str, list[float]] = {}
     for row in rows:
         above.setdefault(row["run"], []).append(float(row["relative_gap"]))
+    assert all(row["certified"] == "True" for row in rows)  # the page says proved
     first = [f"{100 * above[name][0]:.0f} %" for name in ("Wasserstein", "Frobenius")]
     assert "begin {} (Wasserstein) and {} (Frobenius) above".format(*first) in text
     assert above["Wasserstein"][-1] < 1e-6
