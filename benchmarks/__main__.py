@@ -16,7 +16,9 @@ from collections.abc import Sequence
 NAMES = (
     "quality",
     "certified",
+    "when_global",
     "proofs",
+    "convex_peers",
     "cost",
     "minibatch",
     "time_to_objective",
