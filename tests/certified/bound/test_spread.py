@@ -105,3 +105,15 @@ def test_price_of_a_program_is_that_of_particles_on_its_rays() -> None:
     program.add(V / radii.unsqueeze(1), torch.arange(6), radii)
     assert program.price == pytest.approx(float(problem.prices(V, problem.start().sigma).sum()))
     assert torch.allclose(program.output, problem.output(V, problem.offset))
+
+
+def test_particles_at_rest_need_no_directions() -> None:
+    problem, _ = drawn(4, 6, 8, 0.0)
+
+    def risk(z: torch.Tensor) -> tuple[float, torch.Tensor]:
+        return float(z.square().sum()), 2.0 * z  # least where no particle moves
+
+    model = learn_quadratic(risk, torch.zeros(6, 1, dtype=F64), 2e-16)
+    found = spread(problem, model, 1e-6)
+    assert found.value == pytest.approx(0.0, abs=1e-12)
+    assert found.lower_bound == pytest.approx(0.0, abs=1e-12)

@@ -260,7 +260,7 @@ class _Spreading:
             total = self._correct(program)
             for _ in range(inner):
                 program.prune()
-                if self._is_over():
+                if self._is_over() or not len(pool):
                     break
                 radii, best = program.radii(self._lam, pool).max(1)
                 excess = radii - program.totals
