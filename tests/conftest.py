@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     DEVICE[0] = torch.device(config.getoption("--device"))
+
+
+def label(value: Any) -> str:
+    """The name of a parameter of a test: its repr without the address that every process has its
+    own of, as workers that share the tests have to call each by the same name."""
+    return str(getattr(value, "__name__", re.sub(r" at 0x[0-9a-f]+", "", repr(value))))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse names that differ from process to process."""
+    named = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if named:
+        raise pytest.UsageError(f"an address in the name of a test: give ids=label, {named[0]}")
 
 
 def sinus_data() -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import closure_for
+from conftest import closure_for, label
 from torch_wprox import EntropicJKO, FrobeniusProx, GridLayer, WassersteinProx
 
 Made = tuple[Any, Tensor, Callable[[], Tensor]]
@@ -142,7 +142,7 @@ def test_a_state_cannot_turn_a_cloud_into_a_plain_block() -> None:
         {"distance_state": 5},
         {"distance_state": {"generator": torch.zeros(3)}},
     ],
-    ids=repr,
+    ids=label,
 )
 def test_a_corrupt_part_of_a_proximal_state_is_named(own: dict[str, Any]) -> None:
     opt, _, _ = proximal(distance="sliced", solver="gd")

@@ -13,6 +13,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from cases.families import tried
+from conftest import label
 from torch_wprox import wasserstein_sq
 
 F64 = torch.float64
@@ -161,7 +162,7 @@ def test_masses_that_are_none_are_refused(masses: Any, message: str) -> None:
         wasserstein_sq(torch.ones(3, 2), torch.ones(2, 2), *masses)
 
 
-@pytest.mark.parametrize("points", ["ab", None, [[1.0], [1.0, 2.0]], object()], ids=repr)
+@pytest.mark.parametrize("points", ["ab", None, [[1.0], [1.0, 2.0]], object()], ids=label)
 def test_what_is_no_array_is_refused(points: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="X"):
         wasserstein_sq(points, torch.ones(2, 1))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import torch_wprox
 from cases.families import tried
-from conftest import closure_for
+from conftest import closure_for, label
 from torch_wprox import (
     BFGS,
     EMD,
@@ -187,7 +187,7 @@ def test_what_is_neither_true_nor_false_is_refused_by_name(
         for make, name in NUMBERS + COUNTS
         if name not in OPTIONAL and (name != "max_eval" or make is prox_of)
     ],
-    ids=str,
+    ids=label,
 )
 def test_none_is_refused_where_nothing_stands_for_a_default(
     make: Callable[..., Any], name: str
@@ -210,7 +210,7 @@ def test_none_is_refused_where_nothing_stands_for_a_default(
         (grid, "bias", np.bool_(True)),
         (layer, "width", np.int64(5)),
     ],
-    ids=str,
+    ids=label,
 )
 def test_numbers_of_numpy_and_torch_are_numbers(
     make: Callable[..., Any], name: str, value: Any
@@ -222,7 +222,7 @@ def test_numbers_of_numpy_and_torch_are_numbers(
 
 
 @pytest.mark.parametrize("make", [wasserstein, prox_of])
-@pytest.mark.parametrize("value", [None, 5, EMD, nn.ReLU(), lambda V, W: 0.0], ids=repr)
+@pytest.mark.parametrize("value", [None, 5, EMD, nn.ReLU(), lambda V, W: 0.0], ids=label)
 def test_no_distance_is_refused_when_the_optimizer_is_made(
     make: Callable[..., Any], value: Any
 ) -> None:
@@ -231,7 +231,7 @@ def test_no_distance_is_refused_when_the_optimizer_is_made(
 
 
 @pytest.mark.parametrize("make", [wasserstein, frobenius, prox_of])
-@pytest.mark.parametrize("value", [None, 5, LBFGS, torch.optim.Adam], ids=repr)
+@pytest.mark.parametrize("value", [None, 5, LBFGS, torch.optim.Adam], ids=label)
 def test_no_solver_is_refused_when_the_optimizer_is_made(
     make: Callable[..., Any], value: Any
 ) -> None:
@@ -240,7 +240,7 @@ def test_no_solver_is_refused_when_the_optimizer_is_made(
 
 
 @pytest.mark.parametrize("make", [BFGS, LBFGS])
-@pytest.mark.parametrize("value", [None, 5, WeakWolfe, "wolfe"], ids=repr)
+@pytest.mark.parametrize("value", [None, 5, WeakWolfe, "wolfe"], ids=label)
 def test_no_line_search_is_refused_when_the_solver_is_made(make: Any, value: Any) -> None:
     assert "such as WeakWolfe()" in refusal(make, "line_search", value)
 
@@ -253,7 +253,7 @@ def test_no_line_search_is_refused_when_the_solver_is_made(make: Any, value: Any
         *([0.5, 1.0, 2.0], ["a"], {0: 1}, np.zeros(3), torch.tensor(1), object()),
         *([0, 1], (0, 1, 1, 0), np.arange(7), torch.arange(5)),  # of another length
     ],
-    ids=repr,
+    ids=label,
 )
 def test_what_is_no_label_per_particle_is_refused(make: Callable[..., Any], value: Any) -> None:
     assert "classes must be" in refusal(make, "classes", value)
