@@ -6,7 +6,8 @@
 Anchors are normal of size 1e-2, half of the neurons have the sign +, the network is their sum, the
 loss a mean squared error; for "digits" the cross-entropy of ten outputs. "line" is the sine on n
 points, "d2" .. "d10" are normal data and labels with so many inputs. Bounds are proved with at most
-three inputs, bias included, else estimates.
+three inputs, bias included, else estimates; in rows with "proof" branch and bound proves one, in
+``proof_seconds`` at most.
 "local" is what BFGS reaches in 2000 evaluations, L-BFGS above 2000 numbers. Seconds are processor
 time on one thread.
 """
@@ -25,6 +26,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.certified import Problem, layer_at
 from benchmarks.problems import digits
 from benchmarks.table import Table, add_arguments, machine
+from torch_wprox.certified.solver import Global
 
 F64 = torch.float64
 LOCAL, DENSE_UP_TO = 2000, 2000
@@ -32,7 +34,7 @@ LOCAL, DENSE_UP_TO = 2000, 2000
 
 @dataclass(frozen=True)
 class Size:
-    """One row: a name, inputs d (0: the line), samples n, neurons m, gamma, seed."""
+    """One row: a name, inputs d (0: the line), samples n, neurons m, gamma, seed, proof_seconds."""
 
     name: str
     d: int
@@ -40,6 +42,7 @@ class Size:
     m: int
     gamma: float
     seed: int = 0
+    proof: float = 0.0
 
     def problem(self) -> Problem:
         """Draw data and anchors."""
@@ -69,7 +72,9 @@ SIZES = (
     Size("line, n = 2000", 1, 2000, 200, 1.0),
     Size("d2, n = 150", 2, 150, 50, 1.0),
     Size("d9, n = 30", 9, 30, 20, 1.0),
+    Size("d9, n = 30, proof", 9, 30, 20, 1.0, proof=50.0),
     Size("d10, n = 50", 10, 50, 40, 1.0),
+    Size("d10, n = 50, proof", 10, 50, 40, 1.0, proof=110.0),
     Size("d10, n = 50", 10, 50, 400, 1.0),
     Size("diabetes, 442 x 10", 10, 442, 100, 1.0),
     Size("diabetes, 442 x 10", 10, 442, 100, 100.0),
@@ -92,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = ["problem", "m", "gamma", "seed", "P", "bound", "gap", "seconds"]
     table = Table([*names, "local P", "seconds"] if local else names, args, labels=4)
     for size in sizes:
-        ours, seconds = size.problem().step(solver="global", max_eval=LOCAL)
+        ours, seconds = size.problem().step(solver=Global(proof_seconds=size.proof), max_eval=LOCAL)
         bound = ours.lower_bound
         assert bound is not None
         kind = "proved" if ours.certified else "estimated"
