@@ -108,6 +108,7 @@ def relax(
     if not model.is_exact and has_kink(risk, model):
         return _relaxed_by_cuts(problem, respond, risk, model, max_iter, precision, told)
     inner: Risk = model if model.is_exact else risk
+    reached = max(tolerance, _EXACT if respond.is_exact else _SEARCHED)
     local: Configuration | None = None
     relaxed: Relaxed | Spread
     if problem.trains_output:
@@ -137,7 +138,7 @@ def relax(
                 model,
                 relearn,
                 [start if local is None else local],
-                tolerance=tolerance,
+                tolerance=tolerance if respond.is_exact else reached,
                 max_iter=max_iter,
                 tell=told,
             )
@@ -149,7 +150,7 @@ def relax(
                 model,
                 relearn,
                 [local],
-                tolerance=max(tolerance, _EXACT if respond.is_exact else _SEARCHED),
+                tolerance=reached,
                 tell=tell,
                 ends=ends,
             )
@@ -290,5 +291,6 @@ _RETREATS = 8
 _SMALLER = (0.5, 0.75, 0.9, 1.0)
 # Gap at which a loss with kinks counts as solved, and rounds after which it has to do.
 _BUNDLED, _ROUNDS = 1e-5, 80
-# Tolerances of the relaxed step over rays: directions are continuous, the last digits cost many.
+# Tolerances of the relaxed step over rays, and where best responses are searched: directions are
+# continuous, the last digits cost many.
 _EXACT, _SEARCHED = 1e-4, 5e-3

@@ -9,7 +9,8 @@ convex in the measure), a proof if every minimum is exact.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -91,13 +92,8 @@ class BestResponse:
 
     def quick(self, lam: Tensor) -> Response:
         """Return good responses to the loss gradient, where the best ones are searched for."""
-        if not isinstance(self._oracle, searched.Directions):
+        with self._quickly():
             return self(lam)
-        self._oracle.is_thorough = False
-        try:
-            return self(lam)
-        finally:
-            self._oracle.is_thorough = True
 
     def learn(self, directions: Tensor) -> None:
         """Let a search begin at these directions (b, d) too; an exact answer needs none."""
@@ -183,8 +179,22 @@ class BestResponse:
         return group
 
     def everywhere(self, lam: Tensor) -> Tensor:
-        """Return the best response (Q, m, D) of each coefficient at each anchor."""
-        return self._everywhere(lam)[0]
+        """Return a good response (Q, m, D) of each coefficient at each anchor, as :meth:`quick`."""
+        with self._quickly():
+            return self._everywhere(lam)[0]
+
+    @contextmanager
+    def _quickly(self) -> Iterator[None]:
+        """Search less for best responses; exact ones stay exact."""
+        oracle = self._oracle
+        if not isinstance(oracle, searched.Directions):
+            yield
+            return
+        oracle.is_thorough = False
+        try:
+            yield
+        finally:
+            oracle.is_thorough = True
 
     def _everywhere(self, lam: Tensor) -> Answer:
         anchors = self._problem.anchors
