@@ -22,6 +22,7 @@ NAMES = (
     "cost",
     "minibatch",
     "time_to_objective",
+    "dense_or_limited",
     "versus",
     "front_page",
     "grid_jko",

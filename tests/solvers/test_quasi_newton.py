@@ -12,7 +12,7 @@ from torch_wprox import FrobeniusProx, Status, WassersteinProx, prox
 from torch_wprox.solvers import BFGS, LBFGS, WeakWolfe
 from torch_wprox.solvers.bfgs import scaling, self_scaled, with_curvature
 from torch_wprox.solvers.curvature_pairs import Pairs
-from torch_wprox.solvers.lbfgs import _history_of
+from torch_wprox.solvers.lbfgs import history_of
 
 
 def pairs(k: int, N: int, seed: int = 0) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
@@ -263,7 +263,7 @@ def test_fewer_pairs_are_kept_of_long_vectors() -> None:
     ("numbers", "pairs"), [(100, 50), (600, 150), (4000, 200), (20_000, 50), (10**6, 10)]
 )
 def test_the_history_fits_the_numbers_of_the_problem(numbers: int, pairs: int) -> None:
-    assert _history_of(numbers) == pairs
+    assert history_of(numbers) == pairs
 
 
 @pytest.mark.parametrize("gamma", [1e3, 1e10, 1e20])

@@ -72,11 +72,11 @@ class BFGS:
         self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None
     ) -> tuple[Status, dict[str, Any] | None]:
         """Descend until a rule of ``stopping`` holds, the budget ends or no direction descends."""
-        inverse = _Dense(self.self_scaling, self.remember, objective, memory)
+        inverse = DenseInverse(self.self_scaling, self.remember, objective, memory)
         return descend(objective, stopping, inverse, self.line_search, memory)
 
 
-class _Dense:
+class DenseInverse:
     """The inverse Hessian as a matrix, and what of it carries over.
 
     Args:
@@ -115,6 +115,18 @@ class _Dense:
     def is_empty(self) -> bool:
         """Whether nothing is known."""
         return self._H is None
+
+    @property
+    def is_matrix_next(self) -> bool:
+        """Whether the next update makes a matrix, N^2 numbers, of H."""
+        return self._H is not None and self._H.is_matrix_next
+
+    def recent(self) -> tuple[Tensor, Tensor] | None:
+        """Return the last pairs of this step, (k, N); None without any."""
+        if not self._recent:
+            return None
+        S, Y = map(torch.stack, zip(*self._recent, strict=True))
+        return S, Y
 
     def times(self, g: Tensor) -> Tensor:
         """Return H g, (N,)."""
@@ -180,7 +192,7 @@ class _Dense:
         """
         self._H = self._product = None
         if len(self._recent) > 1:
-            self._H = _from_pairs(tuple(map(torch.stack, zip(*self._recent, strict=True))))
+            self._H = _from_pairs(self.recent())
         self._recent.clear()
 
     def state(self) -> dict[str, Any] | None:

@@ -56,12 +56,12 @@ class LBFGS:
         self, objective: Objective, stopping: Stopping, memory: dict[str, Any] | None = None
     ) -> tuple[Status, dict[str, Any] | None]:
         """Descend until a rule of ``stopping`` holds, the budget ends or no direction descends."""
-        most = self.history or _history_of(len(objective.anchor))
-        inverse = _Limited(most, objective, memory)
+        most = self.history or history_of(len(objective.anchor))
+        inverse = LimitedInverse(most, objective, memory)
         return descend(objective, stopping, inverse, self.line_search, memory)
 
 
-class _Limited:
+class LimitedInverse:
     """The inverse Hessian that pairs of P stand for; pairs of F are what carries over."""
 
     def __init__(self, most: int, objective: Objective, memory: dict[str, Any] | None) -> None:
@@ -109,6 +109,6 @@ class _Limited:
         return self._kept.state()
 
 
-def _history_of(numbers: int) -> int:
+def history_of(numbers: int) -> int:
     """Return how many pairs of N numbers are worth their vector work."""
     return max(10, min(200, max(50, numbers // 4), 1_000_000 // numbers))

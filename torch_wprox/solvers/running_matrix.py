@@ -43,6 +43,11 @@ class RunningMatrix:
         return len(self._base) < _LARGE
 
     @property
+    def is_matrix_next(self) -> bool:
+        """Whether H0 is a diagonal and the next term makes a matrix of it."""
+        return self._base.ndim == 1 and self._used + 1 >= self._most
+
+    @property
     def _most(self) -> int:
         """How many terms are kept."""
         if self.is_small:
