@@ -1,4 +1,4 @@
-"""Deeper networks: an MLP with three hidden layers and a transformer, beside a tuned Adam.
+"""Deeper networks: an MLP with three hidden layers and a transformer, beside Adam and L-BFGS.
 
     python -m lightning_examples.deeper
 
@@ -27,14 +27,16 @@ from torch_wprox import FrobeniusProx, WassersteinProx, particle_groups, plottin
 PROX = {"WassersteinProx": WassersteinProx, "FrobeniusProx": FrobeniusProx}
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 GAMMAS = ((1.0, 1.0, 10.0), (10.0, 100.0, 100.0), (1e3, 1e3, 1e3))  # two clouds, the rest
-SIZES = {"Adam": [(rate,) for rate in RATES], **dict.fromkeys(PROX, GAMMAS)}
+PAIRS = (20, 100)  # torch's L-BFGS has no step size, but a number of curvature pairs
+SIZES = {"Adam": [(rate,) for rate in RATES], "LBFGS": [(float(k),) for k in PAIRS]}
+SIZES |= dict.fromkeys(PROX, GAMMAS)
 Runs = list[tuple[dict[str, Any], list[float]]]
 
 
-# %% The three optimizers
+# %% The four optimizers
 @dataclass(frozen=True)
 class Kind:
-    """An optimizer, its learning rate or gammas, and whether the first layer is frozen."""
+    """An optimizer, its rate, pairs or gammas, and whether the first layer is frozen."""
 
     optimizer: str
     sizes: tuple[float, ...]
@@ -43,6 +45,9 @@ class Kind:
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
         if self.optimizer == "Adam":
             return torch.optim.Adam(model.parameters(), lr=self.sizes[0])
+        if self.optimizer == "LBFGS":
+            how = {"max_iter": 20, "max_eval": 20, "line_search_fn": "strong_wolfe"}
+            return torch.optim.LBFGS(model.parameters(), history_size=int(self.sizes[0]), **how)
         groups = particle_groups(model)
         for group, gamma in zip(groups, self.sizes, strict=False):
             group["gamma"] = self.sizes[-1] if group["layout"] == "plain" else gamma
@@ -61,7 +66,9 @@ def run(task: str, kind: Kind, seed: int, budget: int) -> tuple[dict[str, Any], 
     last = np.searchsorted(found.evaluations, range(budget + 1), side="right") - 1
     losses = np.minimum.accumulate(found.losses)[last].tolist()
     row = {"task": task, "first layer": "frozen" if kind.frozen else "trained"}
-    row |= {"optimizer": kind.optimizer, "step sizes": " ".join(f"{s:g}" for s in kind.sizes)}
+    sizes = " ".join(f"{s:g}" for s in kind.sizes)
+    sizes += " pairs" if kind.optimizer == "LBFGS" else ""
+    row |= {"optimizer": kind.optimizer, "step sizes": sizes}
     row |= {"seed": seed, "training loss": losses[-1]}
     row["test accuracy"] = (model(x).argmax(1) == y).float().mean().item()
     row["exchanged"] = max((r.permuted_fraction for r in found.reports), default=0.0)

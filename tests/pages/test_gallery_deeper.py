@@ -22,7 +22,7 @@ def test_the_page_says_what_the_table_says() -> None:
     rows, said = table("deeper"), page("deeper")
     found: dict[tuple[str, str, str], tuple[float, float]] = {}
     for task in NAMES:
-        for name in ("Adam", "WassersteinProx"):
+        for name in ("Adam", "LBFGS", "WassersteinProx"):
             of = [r for r in rows if (r["task"], r["optimizer"]) == (task, name)]
             trained = [r for r in of if r["first layer"] == "trained"]
             for sizes in {r["step sizes"] for r in trained}:
@@ -42,6 +42,12 @@ def test_the_page_says_what_the_table_says() -> None:
             assert f"| {network} | {words} | {loss:.1e} | {shown} |" in said
         assert f"{found[task, 'WassersteinProx', '1000 1000 1000'][0]:.1e} ({network})" in howto
         assert f"{best[0]:.1e}" in howto
+        (loss, accuracy), pairs = min(
+            (v, sizes) for (t, name, sizes), v in found.items() if (t, name) == (task, "LBFGS")
+        )
+        shown = "1.000" if accuracy == 1 else short(accuracy, 3)
+        assert f"| {network} | L-BFGS, {pairs} | {loss:.1e} | {shown} |" in said
+        assert f"{loss:.1e}" in howto
 
 
 def test_neurons_are_exchanged_where_the_page_says() -> None:
