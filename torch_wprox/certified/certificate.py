@@ -303,6 +303,7 @@ def certify_training(
                 proof_seconds=proof_seconds,
                 tolerance_proof=options.tolerance_proof,
                 offset_stiffness=(weight_decay or 0.0) if moves_bias else None,
+                neurons=layer.neurons()[0].double(),
                 tell=tell,
                 **tolerances,
             )

@@ -76,6 +76,7 @@ def training_bound(
     proof_seconds: float = 0.0,
     tolerance_proof: float = 0.01,
     offset_stiffness: float | None = None,
+    neurons: Tensor | None = None,
     tell: Tell = never,
 ) -> TrainingBound:
     """Bound min F by fully corrective conditional gradient on the path norm ball.
@@ -93,9 +94,10 @@ def training_bound(
         proof_seconds: Time for a proof where directions are searched; 0: keep the estimate.
         tolerance_proof: The proof stops when the steepest direction is known up to this share.
         offset_stiffness: mu, the bias trains at the price (mu/2)|c|^2; None: it is held.
+        neurons: Input weights (m, d) of the trained network: no estimate is above its F.
         tell: Called every round with the lowest F so far and the bound; a true answer ends it.
     """
-    steepest = Steepest(features, len(offset), exact_cells)
+    steepest = Steepest(features, len(offset), exact_cells, neurons)
     biased: BiasedRisk | None = None
     model: Model
     if offset_stiffness is None:
@@ -126,12 +128,14 @@ def training_bound(
             model = biased.modelled(z)
         elif not model.is_exact:
             model = local_quadratic(risk, z, value, lam, precision)
-        found, where = _feasible_bound(inner, model, steepest, beta, z, offset)
-        if found > best:
-            best, point = found, where
+        bound, where = _feasible_bound(inner, model, steepest, beta, z, offset)
+        if bound > best:
+            best, point = bound, where
         if tell(total, best) or total - best <= tolerance * abs(total):
             break
-        hidden = (features @ steepest(lam)[0]).clamp_min(0.0)
+        direction, _ = steepest(lam)
+        steepest.know(direction)
+        hidden = (features @ direction).clamp_min(0.0)
         q = hidden @ lam
         atom = -radius * hidden.unsqueeze(1) * (q / q.norm().clamp_min(1e-300))
         atoms = torch.cat([atoms, atom.unsqueeze(0)])
@@ -152,6 +156,10 @@ def training_bound(
         kept[0] = True  # the empty network
         index = torch.from_numpy(kept).to(atoms.device)
         atoms, prices, weights = atoms[index], prices[index], weights[kept]
+    if not steepest.is_exact and math.isfinite(best):
+        # Directions found since may refute a bound of an early round: look with all of them.
+        found = [_feasible_bound(inner, model, steepest, beta, at, offset) for at in (point, z)]
+        best, point = max(found, key=lambda pair: pair[0])
     if biased is not None and not math.isfinite(best):
         biased.require_settled()
     if model.is_exact and math.isfinite(best):  # by the loss itself, not by the model of it

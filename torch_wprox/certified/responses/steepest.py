@@ -34,9 +34,17 @@ class Steepest:
         features: X (n, d).
         outputs: k.
         exact_cells: As in :class:`~torch_wprox.certified.responses.best_response.BestResponse`.
+        known: Directions (s, d) that a search must not miss, those of a network at hand: what it
+            answers is never below their best, so that no bound is above the value of that network.
     """
 
-    def __init__(self, features: Tensor, outputs: int, exact_cells: int = 400_000) -> None:
+    def __init__(
+        self,
+        features: Tensor,
+        outputs: int,
+        exact_cells: int = 400_000,
+        known: Tensor | None = None,
+    ) -> None:
         n, d = features.shape
         self._features = features
         self._sectors = Sectors.of(features) if d == 2 else None
@@ -45,6 +53,12 @@ class Steepest:
         searched = self._sectors is None and self._cells is None
         self._dictionary = Dictionary(features, features[:0]) if searched else None
         self.is_exact = not searched
+        self._known = features[:0] if known is None else _unit(known[known.norm(dim=1) > 0])
+
+    def know(self, direction: Tensor) -> None:
+        """Never miss this unit vector (d,) from now on."""
+        if not self.is_exact:
+            self._known = torch.cat([self._known, direction.unsqueeze(0)])
 
     def __call__(self, lam: Tensor) -> tuple[Tensor, float]:
         """Return the direction (d,) and the maximum, for lam (n, k)."""
@@ -103,6 +117,10 @@ class Steepest:
         sizes = (table.values @ lam).norm(dim=1)
         start = table.directions[sizes.topk(min(_REFINED, len(sizes))).indices]
         X = self._features
+        if len(self._known) > 0:
+            reached = ((self._known @ X.T).clamp_min(0.0) @ lam).norm(dim=1)
+            best = reached.topk(min(_REFINED, len(reached))).indices
+            start = torch.cat([start, self._known[best]])
 
         def function(v: Tensor) -> tuple[Tensor, Tensor]:
             # -|q(v)|/|v| is constant along rays, and its descent stays near the sphere.
