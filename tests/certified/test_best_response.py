@@ -185,3 +185,36 @@ def test_steepest_direction_is_the_steepest_of_a_dense_set(
     sizes = ((others @ X.T).clamp_min(0) @ lam).norm(dim=1)
     assert float(sizes.max()) <= size * (1 + 1e-12)
     assert float(sizes.max()) >= size * 0.98  # the set is dense: the answer is no overestimate
+
+
+def test_a_search_for_the_steepest_direction_never_misses_a_known_one() -> None:
+    # Seed 16: the plain search ends 0.14 % below the best of 400 ascents.
+    g = torch.Generator().manual_seed(16)
+    X, lam = (torch.randn(120, d, generator=g, dtype=torch.float64) for d in (10, 1))
+    u, size = best_of_ascents(X, lam)
+    assert not Steepest(X, 1).is_exact
+    told = Steepest(X, 1)
+    told.know(u)
+    for steepest in (Steepest(X, 1, known=3.0 * u.unsqueeze(0)), told):
+        found, reached = steepest(lam)
+        assert reached >= size * (1 - 1e-12)
+        assert float(((X @ found).clamp_min(0) @ lam).norm()) == pytest.approx(reached, rel=1e-12)
+
+
+def best_of_ascents(X: Tensor, lam: Tensor) -> tuple[Tensor, float]:
+    """The best direction of 400 subgradient ascents on the sphere, and its value."""
+    g = torch.Generator().manual_seed(9)
+    u = unit(torch.randn(400, X.shape[1], generator=g, dtype=torch.float64))
+    best, size = u, torch.zeros(len(u), dtype=torch.float64)
+    for t in range(120):
+        hidden = u @ X.T
+        q = hidden.clamp_min(0) @ lam
+        higher = q.abs()[:, 0] > size
+        best = torch.where(higher.unsqueeze(1), u, best)
+        size = torch.maximum(size, q.abs()[:, 0])
+        u = unit(u + 0.3 / (1 + t / 10) * unit(((hidden > 0) * (q.sign() * lam[:, 0])) @ X))
+    return best[size.argmax()], float(size.max())
+
+
+def unit(v: Tensor) -> Tensor:
+    return v / v.norm(dim=1, keepdim=True)
