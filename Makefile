@@ -16,6 +16,7 @@ endif
 
 # Two workers, each with half of the tests, that take over from each other at the end.
 WORKERS ?= 2
+# One thread for each worker: two that share the cores slow each other down.
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
@@ -40,6 +41,8 @@ $(VENV)/.dev: $(VENV)/.test
 
 demo: $(TEST_ENV)  ## The main experiment; figures in out/sinus.
 	$(PY) -m lightning_examples.sinus --out $(OUT)/sinus
+
+test quick check: export OMP_NUM_THREADS ?= 1
 
 test: $(TEST_ENV)  ## The whole test suite (nightly drills aside).
 	$(PY) $(PYTEST) -m "not nightly"
