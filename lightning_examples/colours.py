@@ -23,7 +23,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from lightning_examples import experiment, output
-from lightning_examples.flowing import Flowing
+from lightning_examples.flowing import trained
 from torch_wprox import MapFlow, plotting, wasserstein_sq
 from torch_wprox.maps import CloudFunction
 
@@ -60,9 +60,7 @@ def learned(clouds: Clouds, depth: int, args: Any) -> MapFlow:
     to_target = CloudFunction(lambda y: wasserstein_sq(y, clouds.end) / 2)
     how: dict[str, Any] = {"depth": depth, "max_eval": args.max_eval}
     flow = MapFlow(clouds.start, to_target, args.gamma, **how)
-    module = Flowing(flow, args.out / "checkpoints", "W2^2/2 to the target", every=args.steps)
-    run = experiment.trainer(max_epochs=1, callbacks=[], progress=not args.no_progress)
-    experiment.fit(run, module, experiment.FullBatch((flow.points, flow.points), args.steps))
+    trained(flow, args, "W2^2/2 to the target", every=args.steps)
     return flow
 
 

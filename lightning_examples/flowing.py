@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from lightning_examples import experiment
 from torch_wprox import MapFlow, StepReport
 
 
@@ -38,6 +40,14 @@ class Flowing(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.flow.load_state_dict(checkpoint["flow"])
+
+
+def trained(flow: MapFlow, args: argparse.Namespace, shown: str, every: int = 10) -> Flowing:
+    """Take ``args.steps`` steps by a Trainer, with a checkpoint after every so many."""
+    module = Flowing(flow, args.out / "checkpoints", shown, every)
+    run = experiment.trainer(max_epochs=1, callbacks=[], progress=not args.no_progress)
+    experiment.fit(run, module, experiment.FullBatch((flow.points, flow.points), args.steps))
+    return module
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from lightning_examples import experiment, output
-from lightning_examples.flowing import Flowing, Window, kl, log_normal, normal
+from lightning_examples.flowing import Window, kl, log_normal, normal, trained
 from torch_wprox import MapFlow, plotting
 from torch_wprox.maps import Entropy, Potential
 
@@ -49,16 +49,19 @@ def langevin(x: Tensor, t: float, seed: int, dt: float = 2e-3) -> Tensor:
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     how = {"m": 4096, "steps": 30, "gamma": 0.1, "max_eval": 60}
     parser = experiment.parser(__doc__, "fokker_planck", **how)
-    parser.add_argument("--particles", type=int, default=200_000, help="of the Langevin equation")
+    parser.add_argument(
+        "--particles",
+        type=int,
+        default=200_000,
+        help="particles of the Langevin equation, by Euler-Maruyama",
+    )
     args = parser.parse_args(argv)
     if args.fast:
         args.m, args.steps, args.max_eval, args.particles = 300, 10, 8, 5000
     energies: list[Any] = [Potential(potential), Entropy(TEMPERATURE)]
     options = {"max_eval": args.max_eval, "log_density": log_normal}
     flow = MapFlow(normal(args.m), energies, args.gamma, **options)
-    module = Flowing(flow, args.out / "checkpoints", "free energy")
-    run = experiment.trainer(max_epochs=1, callbacks=[], progress=not args.no_progress)
-    experiment.fit(run, module, experiment.FullBatch((flow.points, flow.points), args.steps))
+    trained(flow, args, "free energy")
 
     grid, area = WINDOW.middles(), WINDOW.area
     end = torch.exp(-potential(grid) / TEMPERATURE)

@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from lightning_examples import experiment, output
-from lightning_examples.flowing import Flowing, Window, kl, log_normal, normal
+from lightning_examples.flowing import Window, kl, log_normal, normal, trained
 from torch_wprox import MapFlow, plotting
 from torch_wprox.maps import CloudFunction, Entropy, Potential
 
@@ -90,16 +90,16 @@ def counted_energy(points: Tensor) -> float:
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     how = {"m": 4096, "steps": 40, "gamma": 0.1, "max_eval": 60}
     parser = experiment.parser(__doc__, "mean_field_langevin", **how)
-    parser.add_argument("--particles", type=int, default=20_000, help="of noisy gradient descent")
+    parser.add_argument(
+        "--particles", type=int, default=20_000, help="neurons of noisy gradient descent"
+    )
     args = parser.parse_args(argv)
     if args.fast:
         args.m, args.steps, args.max_eval, args.particles = 300, 10, 8, 2000
     energies: list[Any] = [CloudFunction(loss), Potential(decay), Entropy(TEMPERATURE)]
     options: dict[str, Any] = {"max_eval": args.max_eval, "log_density": log_normal}
     flow = MapFlow(normal(args.m), energies, args.gamma, **options)
-    module = Flowing(flow, args.out / "checkpoints", "free energy")
-    run = experiment.trainer(max_epochs=1, callbacks=[], progress=not args.no_progress)
-    experiment.fit(run, module, experiment.FullBatch((flow.points, flow.points), args.steps))
+    module = trained(flow, args, "free energy")
 
     limit, lowest = minimum()
     grid = WINDOW.middles()
