@@ -20,6 +20,7 @@ from torch_wprox.certified.problem.batched_bfgs import Ends, unlimited
 from torch_wprox.certified.problem.particle_problem import Configuration, ParticleProblem, Risk
 from torch_wprox.certified.problem.quadratic_model import QuadraticRisk
 from torch_wprox.certified.responses.best_response import BestResponse
+from torch_wprox.certified.responses.directions import unit
 from torch_wprox.certified.responses.population import Population, distinct
 from torch_wprox.objective import BudgetExhausted
 
@@ -133,7 +134,7 @@ class _Spreading:
         single = RayProgram(self._problem, self._problem.start().sigma, starts[0].offset)
         pool = single.rays.directions
         for j, x in enumerate(starts):
-            units, radii = _unit(x.points), x.points.norm(dim=1)
+            units, radii = unit(x.points), x.points.norm(dim=1)
             moved = radii > 0
             pool = torch.cat([pool, units[moved]])
             pooled.add(units[moved], classes[moved])
@@ -293,7 +294,7 @@ class _Spreading:
             if self._ends or is_solved or confirmations == _CONFIRMATIONS:
                 break
             points = response.configuration.points
-            units = _unit(points)
+            units = unit(points)
             at = program.radii(self._lam, units).diagonal()
             rows = (at > program.totals * (1.0 + 1e-9)).nonzero()[:, 0]
             pool = distinct(torch.cat([program.rays.directions, units[rows]]), _SAME)
@@ -316,8 +317,3 @@ class _Spreading:
             self._multiplier,
             self._bound_output,
         )
-
-
-def _unit(v: Tensor) -> Tensor:
-    norm = v.norm(dim=1, keepdim=True)
-    return v / torch.where(norm > 0, norm, torch.ones_like(norm))

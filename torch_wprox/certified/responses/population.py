@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torch_wprox.certified.problem.batched_bfgs import batched_bfgs
 from torch_wprox.certified.problem.particle_problem import ParticleProblem
+from torch_wprox.certified.responses.directions import unit
 
 # Members per class, and how many of the best, turned ones and random ones a search ascends from.
 _MEMBERS, _BEST, _TURNED, _FRESH = 1500, 64, 192, 32
@@ -66,7 +67,7 @@ class Population:
         def radii(u: Tensor) -> Tensor:
             return u @ mean - (u @ X.T).clamp_min(0.0) @ pull
 
-        directions = _unit(torch.cat([self._normal(_DRAWN, X.shape[1]), X, -X, anchors]))
+        directions = unit(torch.cat([self._normal(_DRAWN, X.shape[1]), X, -X, anchors]))
         fresh = directions[radii(directions).topk(min(self._fresh, len(directions))).indices]
         good = torch.cat([self._kept[q], known])
         good = good[radii(good).topk(min(self._best, len(good))).indices]
@@ -75,7 +76,7 @@ class Population:
         parents = good[
             torch.arange(self._turned, device=X.device) % min(len(good), max(1, self._turned // 3))
         ]
-        turned = _unit(parents + _TURN * _unit(self._normal(self._turned, X.shape[1])))
+        turned = unit(parents + _TURN * unit(self._normal(self._turned, X.shape[1])))
         start = torch.cat([good, turned, fresh])
         # Each ascent is for the anchor of one particle: together they see all of them.
         drawn = torch.randint(len(anchors), (len(start),), generator=self._generator)
@@ -91,7 +92,7 @@ class Population:
 
         noise = 1e-6 * usual * self._normal(*start.shape)
         ends = batched_bfgs(function, length * start + noise, 1.0, max_rounds=_ASCENT).points
-        found = torch.cat([self._kept[q], known, _unit(ends[ends.norm(dim=1) > 0])])
+        found = torch.cat([self._kept[q], known, unit(ends[ends.norm(dim=1) > 0])])
         found = found[radii(found).argsort(descending=True)]
         return distinct(found, _ALIKE)[:_MEMBERS]
 
@@ -106,8 +107,3 @@ def distinct(units: Tensor, cosine: float) -> Tensor:
         return units
     near = (units @ units.T >= cosine).tril(-1)
     return units[~near.any(1)]
-
-
-def _unit(v: Tensor) -> Tensor:
-    norm = v.norm(dim=1, keepdim=True)
-    return v / torch.where(norm > 0, norm, torch.ones_like(norm))

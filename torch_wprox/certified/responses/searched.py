@@ -7,6 +7,7 @@ from torch import Tensor
 
 from torch_wprox.certified.problem.batched_bfgs import batched_bfgs
 from torch_wprox.certified.problem.particle_problem import Answer, ParticleProblem
+from torch_wprox.certified.responses.directions import unit
 
 _RANDOM = 512
 _REMEMBERED = 4096
@@ -31,7 +32,7 @@ class Dictionary:
         random = torch.randn(_RANDOM, X.shape[1], generator=generator, dtype=torch.float64)
         data = X[:_RANDOM]
         self._features = X
-        self._fixed = _unit(torch.cat([random.to(X), data, -data, anchors[:_RANDOM]]))
+        self._fixed = unit(torch.cat([random.to(X), data, -data, anchors[:_RANDOM]]))
         self._learnt = self._fixed[:0]
         self._tabulate()
 
@@ -40,7 +41,7 @@ class Dictionary:
 
         Copies would crowd others out of the best entries that are refined.
         """
-        found = _unit(points[points.norm(dim=1) > 0])
+        found = unit(points[points.norm(dim=1) > 0])
         found = found[((found @ self.directions.T).max(1).values < _ALIKE)]
         near = (found @ found.T >= _ALIKE).tril(-1)
         self._learnt = torch.cat([self._learnt, found[~near.any(1)]])[-_REMEMBERED:]
@@ -145,7 +146,7 @@ class JointDirections:
             return value, ((hidden > 0) * (alpha @ weights.T)) @ X + kappa * moved
 
         found = batched_bfgs(function, starts.flatten(0, 1), 1.0 / kappa, max_rounds=_REFINEMENT)
-        steepest = (_unit(found.points) @ X.T).clamp_min(0.0) @ weights
+        steepest = (unit(found.points) @ X.T).clamp_min(0.0) @ weights
         if bool((steepest.norm(dim=1) >= kappa).any()):
             table.learn(found.points[steepest.norm(dim=1) >= kappa])
             return anchors, torch.full_like(anchors[:, 0], -torch.inf)
@@ -154,8 +155,3 @@ class JointDirections:
         table.learn(w)
         alpha = alpha0 - ((w @ X.T).clamp_min(0.0) @ weights) / kappa
         return torch.cat([w, alpha], 1), values
-
-
-def _unit(v: Tensor) -> Tensor:
-    norm = v.norm(dim=1, keepdim=True)
-    return v / torch.where(norm > 0, norm, torch.ones_like(norm))

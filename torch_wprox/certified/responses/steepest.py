@@ -15,6 +15,7 @@ from torch import Tensor
 from torch_wprox.certified.problem.batched_bfgs import batched_bfgs
 from torch_wprox.certified.responses.arrangement import Arrangement
 from torch_wprox.certified.responses.branch_and_bound import proved_radii
+from torch_wprox.certified.responses.directions import unit
 from torch_wprox.certified.responses.planar import Sectors
 from torch_wprox.certified.responses.searched import Dictionary
 from torch_wprox.certified.responses.spatial import farthest
@@ -53,7 +54,7 @@ class Steepest:
         searched = self._sectors is None and self._cells is None
         self._dictionary = Dictionary(features, features[:0]) if searched else None
         self.is_exact = not searched
-        self._known = features[:0] if known is None else _unit(known[known.norm(dim=1) > 0])
+        self._known = features[:0] if known is None else unit(known[known.norm(dim=1) > 0])
 
     def know(self, direction: Tensor) -> None:
         """Never miss this unit vector (d,) from now on."""
@@ -132,7 +133,7 @@ class Steepest:
             return -(size / radius)[:, 0], -grad / radius + size * v / radius**3
 
         scale = 1.0 / max(float(sizes.max()), 1e-300)
-        found = _unit(batched_bfgs(function, start, scale, max_rounds=_REFINEMENT).points)
+        found = unit(batched_bfgs(function, start, scale, max_rounds=_REFINEMENT).points)
         table.learn(found)
         return torch.cat([start, found])
 
@@ -141,8 +142,3 @@ def _planar_candidates(sectors: Sectors, lam: Tensor) -> Tensor:
     G = sectors.slopes(lam.T).permute(1, 2, 0)  # (S, 2, k)
     top = torch.linalg.eigh(G @ G.mT)[1][..., -1]
     return torch.cat([sectors.rays, top, -top])
-
-
-def _unit(v: Tensor) -> Tensor:
-    norm = v.norm(dim=1, keepdim=True)
-    return v / torch.where(norm > 0, norm, torch.ones_like(norm))
